@@ -1,0 +1,244 @@
+"""Frames of a clip: upright, RGB, evenly spread, decoded in one pass with OpenCV's FFmpeg reader.
+
+A clip comes from a stranger. Only regular files in the containers of ``CONTAINERS`` are opened, and FFmpeg may follow
+neither a playlist nor a concat script to other files or to the network, whatever the file is called.
+"""
+
+import math
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+CONTAINERS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpegts,mpeg,flv,asf,ogg"  # names of FFmpeg's demuxers
+CAPTURE_OPTIONS = f"protocol_whitelist;file|format_whitelist;{CONTAINERS}"
+MP4_BOXES = (b"ftyp", b"moov", b"mdat", b"free", b"skip", b"wide")
+UPRIGHT = {90: cv2.ROTATE_90_CLOCKWISE, 180: cv2.ROTATE_180, 270: cv2.ROTATE_90_COUNTERCLOCKWISE}
+
+# FFmpeg and OpenCV need not report on standard error what is raised below with a file name and a reason.
+os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")
+cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_ERROR)
+
+
+class UnreadableClip(Exception):
+    """A file from which no frame (or no sound) can be had: ``path``, and ``reason`` in words."""
+
+    def __init__(self, path: str | Path, reason: str):
+        super().__init__(path, reason)  # both, so that the exception can be pickled between processes
+        self.path, self.reason = Path(path), reason
+
+    def __str__(self) -> str:
+        return f"{self.path}: {self.reason}"
+
+
+@dataclass(frozen=True)
+class ClipInfo:
+    """What a clip's header says.
+
+    ``width`` and ``height`` are in pixels as shown, after rotation; ``rotation`` is the clockwise turn in degrees
+    (0, 90, 180, 270) that brings the stored picture upright; ``frame_count`` is 0 and ``fps`` 0.0 where unknown.
+    """
+
+    width: int
+    height: int
+    fps: float
+    frame_count: int
+    duration_s: float
+    rotation: int
+    codec: str
+
+
+@dataclass
+class Frames:
+    """Frames of one clip: uint8 RGB images (H, W, 3), upright; their times in seconds, float64 (n,); and warnings."""
+
+    images: list[np.ndarray]
+    times_s: np.ndarray
+    info: ClipInfo
+    warnings: list[str] = field(default_factory=list)
+
+
+def probe(path: str | Path) -> ClipInfo:
+    """The header of a clip; nothing is decoded.
+
+    Raises:
+        UnreadableClip: missing, empty, cut before its index, or not a video.
+    """
+    with _open(path) as capture:
+        return _info(capture)
+
+
+def iter_frames(path: str | Path) -> Iterator[tuple[int, float, np.ndarray]]:
+    """Every frame in turn: index, time in seconds, image uint8 RGB (H, W, 3), upright.
+
+    The file is closed when the iteration ends or is given up.
+
+    Raises:
+        UnreadableClip: as :func:`probe`, at the first step.
+    """
+    with _open(path) as capture:
+        info = _info(capture)
+        for index, time_s in _grab(capture, info.fps):
+            if (image := _retrieve(capture, info.rotation)) is not None:
+                yield index, time_s, image
+
+
+def read_frames(path: str | Path, count: int = 10) -> Frames:
+    """Evenly spread frames: the middles of ``count`` equal parts of the clip.
+
+    Middles stand for their parts, and avoid the fades and the damage that gather at the ends. All frames are grabbed
+    (a seek would decode from the last key frame, and DFDC clips have one or two), only the wanted ones are converted.
+    A header may lie about the number of frames: if it does, a second pass spreads them over what really decodes,
+    and a warning says how many did. A clip shorter than ``count`` frames gives each frame once.
+
+    Returns:
+        ``Frames`` with 1 to ``count`` images; ``info`` holds the number of frames that decode.
+
+    Raises:
+        UnreadableClip: as :func:`probe`, or no frame decodes.
+        ValueError: ``count`` is less than 1.
+    """
+    path = Path(path)
+    images, times, decoded, header = _read(path, count)
+    if decoded and decoded != header.frame_count:
+        images, times, decoded, _ = _read(path, count, decoded)
+    if not images:
+        raise UnreadableClip(path, f"no frame decodes of the {header.frame_count} that its header promises "
+                                   f"(codec {header.codec!r})")
+    info = replace(header, frame_count=decoded, duration_s=_duration(decoded, header.fps))
+    warnings = []
+    if 0 < header.frame_count != decoded:
+        warnings.append(f"{path.name}: {decoded} frames decode of the {header.frame_count} that its header promises")
+    return Frames(images, np.array(times), info, warnings)
+
+
+def spread(frame_count: int, count: int) -> list[int]:
+    """Indices of the middles of ``count`` equal parts of ``frame_count`` frames; all indices when there are fewer."""
+    if count < 1:
+        raise ValueError(f"expected a count of at least 1 frame, found {count}")
+    count = min(count, max(frame_count, 0))
+    return [(2 * part + 1) * frame_count // (2 * count) for part in range(count)]
+
+
+def _read(
+    path: Path, count: int, frame_count: int | None = None
+) -> tuple[list[np.ndarray], list[float], int, ClipInfo]:
+    """One pass: images spread over ``frame_count`` frames (the header's number unless given), their times, the number
+    of frames that decode, and the header. Where a wanted frame is damaged, the next one stands in."""
+    images, times, decoded = [], [], 0
+    with _open(path) as capture:
+        header = _info(capture)
+        wanted = spread(header.frame_count if frame_count is None else frame_count, count)
+        for index, time_s in _grab(capture, header.fps):
+            decoded = index + 1
+            due = len(images) < len(wanted) and index >= wanted[len(images)]
+            if due and (image := _retrieve(capture, header.rotation)) is not None:
+                images.append(image)
+                times.append(time_s)
+    return images, times, decoded, header
+
+
+@contextmanager
+def _open(path: str | Path) -> Iterator[cv2.VideoCapture]:
+    """An open capture of a regular file in a known container, closed at the end."""
+    path = Path(path)
+    _check_file(path)
+    os.environ["OPENCV_FFMPEG_CAPTURE_OPTIONS"] = CAPTURE_OPTIONS  # read by OpenCV at each opening
+    capture = cv2.VideoCapture(str(path.resolve()), cv2.CAP_FFMPEG)
+    try:
+        if not capture.isOpened():
+            raise UnreadableClip(path, _why_not(path))
+        capture.set(cv2.CAP_PROP_ORIENTATION_AUTO, 0)  # turned in _retrieve, alike on every release
+        yield capture
+    finally:
+        capture.release()
+
+
+def _check_file(path: Path) -> None:
+    """Refuse what must not reach OpenCV: it crashes on a name that is not UTF-8 and waits for ever at a pipe."""
+    if not path.is_file():
+        raise UnreadableClip(path, "not a regular file" if path.exists() else "no such file")
+    try:
+        str(path.resolve()).encode()
+        with open(path, "rb") as file:
+            empty = not file.read(1)
+    except UnicodeEncodeError as error:
+        raise UnreadableClip(path, "its name is not valid UTF-8") from error
+    except OSError as error:
+        raise UnreadableClip(path, f"cannot be opened: {error.strerror}") from error
+    if empty:
+        raise UnreadableClip(path, "empty file")
+
+
+def _why_not(path: Path) -> str:
+    """Why a file does not open, from its first bytes."""
+    with open(path, "rb") as file:
+        start = file.read(16)
+    if start.startswith((b"#EXTM3U", b"ffconcat")):
+        return "not a video: a playlist, which might open other files"
+    if start[4:8] not in MP4_BOXES:
+        return f"not a video: starts with {start!r}, expected one of the containers {CONTAINERS}"
+    if b"moov" not in _whole_boxes(path):
+        return f"cut before its index: an MP4 file of {path.stat().st_size} bytes without a whole moov box"
+    return "not a video: an MP4 file without a picture track that decodes"
+
+
+def _whole_boxes(path: Path) -> set[bytes]:
+    """The types of the top-level boxes of an MP4 file (ISO/IEC 14496-12, section 4.2) that are not cut short."""
+    found, start, end = set(), 0, path.stat().st_size
+    with open(path, "rb") as file:
+        while len(head := file.read(16)) >= 8:
+            size = int.from_bytes(head[:4], "big")
+            size = {0: end - start, 1: int.from_bytes(head[8:], "big")}.get(size, size)  # to the end; 64 bits wide
+            start += size
+            if size < 8 or start > end:
+                break
+            found.add(head[4:8])
+            file.seek(start)
+    return found
+
+
+def _info(capture: cv2.VideoCapture) -> ClipInfo:
+    rotation = int(capture.get(cv2.CAP_PROP_ORIENTATION_META)) % 360
+    width, height = int(capture.get(cv2.CAP_PROP_FRAME_WIDTH)), int(capture.get(cv2.CAP_PROP_FRAME_HEIGHT))
+    if rotation in (90, 270):
+        width, height = height, width
+    fps = capture.get(cv2.CAP_PROP_FPS)
+    fps = fps if math.isfinite(fps) and fps > 0 else 0.0
+    count = max(0, int(capture.get(cv2.CAP_PROP_FRAME_COUNT)))
+    code = int(capture.get(cv2.CAP_PROP_FOURCC)) & 0xFFFFFFFF
+    codec = code.to_bytes(4, "little").decode("latin-1").strip("\0 ")
+    return ClipInfo(width, height, fps, count, _duration(count, fps), rotation if rotation in UPRIGHT else 0, codec)
+
+
+def _duration(frame_count: int, fps: float) -> float:
+    return frame_count / fps if fps else 0.0
+
+
+def _grab(capture: cv2.VideoCapture, fps: float) -> Iterator[tuple[int, float]]:
+    """Decode frame after frame; index and time in seconds.
+
+    The time is the frame's own time stamp where that goes forward, else the previous time and one frame's length.
+    """
+    index, time_s, step_s = 0, 0.0, _duration(1, fps)
+    while capture.grab():
+        stamp_s = capture.get(cv2.CAP_PROP_POS_MSEC) / 1000
+        if index == 0:
+            time_s = stamp_s if math.isfinite(stamp_s) and stamp_s > 0 else 0.0
+        else:
+            time_s = stamp_s if math.isfinite(stamp_s) and stamp_s > time_s else time_s + step_s
+        yield index, time_s
+        index += 1
+
+
+def _retrieve(capture: cv2.VideoCapture, rotation: int) -> np.ndarray | None:
+    """The grabbed frame, uint8 RGB (H, W, 3), upright; None when it is damaged."""
+    decoded, image = capture.retrieve()
+    if not decoded or image is None:
+        return None
+    image = cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
+    return cv2.rotate(image, UPRIGHT[rotation]) if rotation else image
