@@ -1,11 +1,9 @@
 """Figures of the notebooks: contact sheets, spectrograms, scores, calibration, training curves.
 
-Every function returns a finished `matplotlib.figure.Figure` with title, axes and units, already taken out of pyplot's
-list of open figures: as the last expression of a cell it is shown once, and `figure.savefig(path)` writes it.
+Every function returns a finished ``matplotlib.figure.Figure`` with title, axes and units, already taken out of pyplot's
+list of open figures: as the last expression of a cell it is shown once, and ``figure.savefig(path)`` writes it.
 matplotlib is imported on first use.
 """
-
-from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
@@ -27,8 +25,8 @@ LINE_COLOURS = ("#2b7bba", "#d1495b", "#2a9d5c", "#e9a227", "#7b5ea7", "#6c757d"
 
 
 def _figure(rows: int = 1, columns: int = 1, size: tuple[float, float] = (8, 4), title: str | None = None,
-            **options) -> tuple[Figure, np.ndarray]:
-    """A figure and its axes (rows, columns) that pyplot does not keep open; `size` in inches."""
+            **options) -> tuple["Figure", np.ndarray]:
+    """A figure and its axes (rows, columns) that pyplot does not keep open; ``size`` in inches."""
     from matplotlib import pyplot
 
     figure, axes = pyplot.subplots(rows, columns, figsize=size, squeeze=False, layout="constrained", **options)
@@ -38,15 +36,15 @@ def _figure(rows: int = 1, columns: int = 1, size: tuple[float, float] = (8, 4),
     return figure, axes
 
 
-def _frame(axis: Axes, colour: str | None, width: float = 4) -> None:
-    """Take the ticks off a picture and draw its border in `colour` (none: no border)."""
+def _frame(axis: "Axes", colour: str | None, width: float = 4) -> None:
+    """Take the ticks off a picture and draw its border in ``colour`` (none: no border)."""
     axis.set(xticks=[], yticks=[])
     for spine in axis.spines.values():
         spine.set(visible=colour is not None, color=colour, linewidth=width)
 
 
-def _legend_of_names(figure: Figure, names: Sequence[str]) -> None:
-    """Explain the colours of `COLOURS` that `names` uses, below the figure."""
+def _legend_of_names(figure: "Figure", names: Sequence[str]) -> None:
+    """Explain the colours of ``COLOURS`` that ``names`` uses, below the figure."""
     from matplotlib.patches import Patch
 
     used = [name for name in COLOURS if name in set(names)]
@@ -56,14 +54,14 @@ def _legend_of_names(figure: Figure, names: Sequence[str]) -> None:
 
 
 def contact_sheet(images: Sequence[np.ndarray], titles: Sequence[str] | None = None, columns: int = 5,
-                  title: str | None = None, borders: Sequence[str] | None = None, cell: float = 1.8) -> Figure:
+                  title: str | None = None, borders: Sequence[str] | None = None, cell: float = 1.8) -> "Figure":
     """Pictures side by side, row by row.
 
     Args:
         images: uint8 RGB pictures (H, W, 3), of any sizes; (N, H, W, 3) too.
         titles: a short text above each picture.
         columns: pictures in a row.
-        borders: a colour for each picture's border: a name of `COLOURS` (explained in a legend) or any matplotlib colour.
+        borders: each picture's border: a name of ``COLOURS`` (explained in a legend) or any matplotlib colour.
         cell: width of a picture in inches.
     """
     if len(images) == 0:
@@ -87,14 +85,14 @@ def contact_sheet(images: Sequence[np.ndarray], titles: Sequence[str] | None = N
 
 def pair_strip(left: Sequence[np.ndarray], right: Sequence[np.ndarray], names: tuple[str, str] = ("REAL", "FAKE"),
                titles: Sequence[str] | None = None, title: str | None = None, difference: bool = False,
-               gain: float = 4, cell: float = 1.8) -> Figure:
-    """Each picture of `left` above its counterpart in `right`: real against fake, tight against reference framing.
+               gain: float = 4, cell: float = 1.8) -> "Figure":
+    """Each picture of ``left`` above its counterpart in ``right``: real against fake, tight against reference framing.
 
     Args:
-        left, right: equally many uint8 RGB pictures (H, W, 3); a pair has one size where `difference` is asked for.
-        names: what the two rows are; names of `COLOURS` colour the borders.
+        left, right: equally many uint8 RGB pictures (H, W, 3); a pair has one size where ``difference`` is asked for.
+        names: what the two rows are; names of ``COLOURS`` colour the borders.
         titles: a short text above each pair.
-        difference: add a row with the absolute difference in grey levels, multiplied by `gain`.
+        difference: add a row with the absolute difference in grey levels, multiplied by ``gain``.
     """
     if len(left) != len(right) or len(left) == 0:
         raise ValueError(f"pair_strip: {len(left)} pictures on the left and {len(right)} on the right, "
@@ -118,7 +116,7 @@ def pair_strip(left: Sequence[np.ndarray], right: Sequence[np.ndarray], names: t
 
 def boxes_on_images(images: Sequence[np.ndarray], boxes: Sequence[np.ndarray], titles: Sequence[str] | None = None,
                     landmarks: Sequence[np.ndarray] | None = None, columns: int = 2, title: str | None = None,
-                    colour: str = "#00e676", cell: float = 4.5) -> Figure:
+                    colour: str = "#00e676", cell: float = 4.5) -> "Figure":
     """Pictures with rectangles and points drawn on them.
 
     Args:
@@ -141,8 +139,8 @@ def boxes_on_images(images: Sequence[np.ndarray], boxes: Sequence[np.ndarray], t
     return figure
 
 
-def shares(table, title: str | None = None, xlabel: str = "share of crops (%)") -> Figure:
-    """Stacked horizontal bars, one a row of `table`.
+def shares(table, title: str | None = None, xlabel: str = "share of crops (%)", ylabel: str = "clip") -> "Figure":
+    """Stacked horizontal bars, one a row of ``table``.
 
     Args:
         table: DataFrame whose index names the bars (clips, methods) and whose columns (for instance detected,
@@ -155,7 +153,7 @@ def shares(table, title: str | None = None, xlabel: str = "share of crops (%)") 
         colour = COLOURS.get(name, LINE_COLOURS[index % len(LINE_COLOURS)])
         axis.barh([str(row) for row in table.index], percent[:, index], left=left, color=colour, label=name)
         left += percent[:, index]
-    axis.set(xlabel=xlabel, xlim=(0, 100))
+    axis.set(xlabel=xlabel, ylabel=ylabel, xlim=(0, 100))
     axis.invert_yaxis()
     axis.tick_params(axis="y", labelsize=8)
     figure.legend(loc="outside lower center", ncols=table.shape[1], frameon=False)
@@ -163,7 +161,7 @@ def shares(table, title: str | None = None, xlabel: str = "share of crops (%)") 
 
 
 def score_distribution(probabilities: Sequence[float], labels: Sequence[int] | None = None,
-                       title: str = "Distribution of the scores", bins: int = 20) -> Figure:
+                       title: str = "Distribution of the scores", bins: int = 20) -> "Figure":
     """Histogram of P(fake) with a strip of the single clips below it, by label where labels are known.
 
     Args:
@@ -171,7 +169,8 @@ def score_distribution(probabilities: Sequence[float], labels: Sequence[int] | N
         labels: (N,) 0 = REAL, 1 = FAKE; NaN or -1 where unknown; None when no label is known.
     """
     scores = np.asarray(probabilities, float)
-    classes = np.full(len(scores), -1) if labels is None else np.nan_to_num(np.asarray(labels, float), nan=-1).astype(int)
+    classes = np.full(len(scores), np.nan) if labels is None else np.asarray(labels, float)
+    classes = np.nan_to_num(classes, nan=-1).astype(int)
     missing = int(np.isnan(scores).sum())
     note = f" ({len(scores)} clips{f', {missing} without a score' if missing else ''})"
     figure, axes = _figure(2, 1, (8, 4), title + note, sharex=True, height_ratios=[4, 1])
@@ -185,14 +184,14 @@ def score_distribution(probabilities: Sequence[float], labels: Sequence[int] | N
         strip.plot(values, np.full(len(values), level), "|", color=COLOURS[name], markersize=12)
     histogram.axvline(0.5, color="black", linewidth=0.8, linestyle=":")
     histogram.set(ylabel="clips", xlim=(0, 1))
-    histogram.legend(frameon=False)
+    histogram.legend(frameon=False, loc="upper left", bbox_to_anchor=(1, 1))
     strip.set(xlabel="P(fake)", yticks=range(len(groups)), yticklabels=list(groups), ylim=(-0.6, len(groups) - 0.4))
     return figure
 
 
 def reliability(labels: Sequence[int], probabilities: Sequence[float], bins: int = 10,
-                title: str = "Reliability") -> Figure:
-    """Reliability diagram (Guo et al. 2017): the share of fakes among the clips of each score bin, and the bins' counts.
+                title: str = "Reliability") -> "Figure":
+    """Reliability diagram (Guo et al. 2017): the share of fakes among the clips of each score bin, and their counts.
 
     Args:
         labels: (N,) 0 = REAL, 1 = FAKE.
@@ -214,12 +213,14 @@ def reliability(labels: Sequence[int], probabilities: Sequence[float], bins: int
     return figure
 
 
-def frame_scores(frames: Sequence[Mapping], title: str = "Score of each frame", clip_score: float | None = None) -> Figure:
+def frame_scores(
+    frames: Sequence[Mapping], title: str = "Score of each frame", clip_score: float | None = None
+) -> "Figure":
     """P(fake) over time, a line for each track, a marker for each source; frames without a score stand at the bottom.
 
     Args:
         frames: dicts with time_s (s), track, source (detected, interpolated, fallback) and probability (or None):
-            `Verdict.frames`.
+            ``Verdict.frames``.
         clip_score: the clip's P(fake), drawn as a horizontal line.
     """
     figure, axes = _figure(size=(8, 3.5), title=title)
@@ -251,11 +252,11 @@ def _is_number(value: float | None) -> bool:
     return value is not None and not np.isnan(value)
 
 
-def training_curves(history, title: str = "Training") -> Figure:
+def training_curves(history, title: str = "Training") -> "Figure":
     """Each quantity of a training run over its epochs, training and validation in one panel.
 
     Args:
-        history: Keras' History, its `history` dict (name -> values, `val_` in front of validation), or a DataFrame.
+        history: Keras' History, its ``history`` dict (name -> values, ``val_`` in front of validation), or a DataFrame.
     """
     values = getattr(history, "history", history)
     values = {name: np.asarray(values[name], float) for name in values if name not in ("epoch", "step")}
@@ -278,12 +279,12 @@ def training_curves(history, title: str = "Training") -> Figure:
 
 
 def spectrograms(items: Sequence[tuple[str, np.ndarray, np.ndarray, np.ndarray]], title: str | None = None,
-                 unit: str = "dB", columns: int = 2) -> Figure:
+                 unit: str = "dB", columns: int = 2) -> "Figure":
     """Spectrograms side by side on one colour scale, for instance real against fake.
 
     Args:
-        items: (name, spectrogram (frequencies, times) in `unit`, times (s), frequencies (Hz)); where the frequencies are
-            not evenly spaced (mel bands) the axis follows the mel scale.
+        items: (name, spectrogram (frequencies, times) in ``unit``, times (s), frequencies (Hz)); where the frequencies
+            are not evenly spaced (mel bands) the axis follows the mel scale.
     """
     columns = min(columns, len(items))
     rows = -(-len(items) // columns)
@@ -310,11 +311,11 @@ def _mel(kilohertz: np.ndarray) -> np.ndarray:
 
 
 def _kilohertz(mel: np.ndarray) -> np.ndarray:
-    """Inverse of `_mel`."""
+    """Inverse of ``_mel``."""
     return 0.7 * (10 ** (np.asarray(mel) / 2595) - 1)
 
 
-def waveform(samples: np.ndarray, rate: float, title: str = "Waveform") -> Figure:
+def waveform(samples: np.ndarray, rate: float, title: str = "Waveform") -> "Figure":
     """A sound over time.
 
     Args:
