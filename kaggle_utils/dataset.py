@@ -11,7 +11,9 @@ import numpy as np
 import pandas as pd
 
 REAL, FAKE = 0, 1
-VIDEO_SUFFIXES = frozenset(".mp4 .mov .m4v .avi .mkv .webm .mpg .mpeg .wmv .flv .3gp .ts".split())
+VIDEO_SUFFIXES = frozenset([
+    ".mp4", ".mov", ".m4v", ".avi", ".mkv", ".webm", ".mpg", ".mpeg", ".wmv", ".flv", ".3gp", ".ts",
+])
 TRAIN_FOLDERS = ("train_sample_videos", "dfdc_train_part_*", ".")
 VALIDATION_PARTS = range(45, 48)
 TEST_PARTS = range(48, 50)
@@ -174,7 +176,7 @@ def load_face_crops(folder: str | Path, table: pd.DataFrame, cache: str | Path |
     if cache is not None and Path(cache).is_file():
         crops = np.load(cache, mmap_mode="r", allow_pickle=False)
         if crops.shape != shape:
-            raise ValueError(f"{cache}: expected crops of shape {shape}, found {crops.shape}; delete it to make it anew")
+            raise ValueError(f"{cache}: expected crops of shape {shape}, found {crops.shape}; delete the file")
         return crops
     crops = np.empty(shape, np.uint8)
     rows = {stem: row for row, stem in enumerate(table["stem"])}

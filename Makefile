@@ -1,0 +1,38 @@
+# make run    a fresh machine to submission.csv and pictures, for the miniature or for DATA=folder
+# make test   every unit test and every notebook
+# make clean  remove what the two made
+
+PYTHON ?= python3
+VENV   ?= .venv
+PY     := $(VENV)/bin/python
+DATA   ?=
+
+export TF_CPP_MIN_LOG_LEVEL ?= 3
+
+.PHONY: run test lint clean
+
+run: $(VENV)/.ready
+	$(PY) -m kaggle_utils predict $(DATA)
+
+test: $(VENV)/.ready lint
+	$(PY) -m pytest -q --durations=10 tests notebooks --nbval-lax --nbval-current-env --nbval-cell-timeout=600
+
+lint: $(VENV)/.ready
+	$(VENV)/bin/ruff check kaggle_utils tests notebooks
+
+# uv installs the same packages as pip, several times faster; where it cannot be had, pip does it.
+# opencv-python needs the system's libGL: without it, the same version without windows takes its place.
+$(VENV)/.ready: requirements.txt
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.12 ...")'
+	$(PYTHON) -m venv $(VENV)
+	$(PY) -m pip install -q --only-binary :all: uv && $(PY) -m uv pip install --python $(PY) -r requirements.txt \
+	  || $(PY) -m pip install --no-compile -r requirements.txt
+	@$(PY) -c 'import cv2' 2>/dev/null || { \
+	  version=$$($(PY) -c 'from importlib.metadata import version; print(version("opencv-python"))'); \
+	  echo "libGL is missing: opencv-python-headless $$version takes the place of opencv-python"; \
+	  $(PY) -m pip uninstall -q -y opencv-python; \
+	  $(PY) -m pip install -q --force-reinstall --no-deps opencv-python-headless==$$version; }
+	@touch $@
+
+clean:
+	rm -rf $(VENV) work .pytest_cache .ruff_cache

@@ -1,0 +1,122 @@
+"""The command line: ``python -m kaggle_utils {miniature,train,predict} --help``."""
+
+import argparse
+import sys
+from pathlib import Path
+
+from . import platform
+
+SHEET_ROWS = 24  # clips on the contact sheet
+TRUTH = {0.0: "   (REAL)", 1.0: "   (FAKE)"}
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run one command; returns the exit code."""
+    options = _parser().parse_args(arguments)
+    try:
+        options.run(options)
+    except (FileNotFoundError, ValueError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser("python -m kaggle_utils", description="Detect deepfake videos by face and voice.")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    miniature = commands.add_parser("miniature", help="make a small data set in DFDC's layout")
+    miniature.add_argument("folder", type=Path, nargs="?", help="where to (default: work/miniature)")
+    miniature.add_argument("--seed", type=int, default=0)
+    miniature.set_defaults(run=make_miniature)
+
+    predict = commands.add_parser("predict", help="score one clip, or every clip of a folder")
+    predict.add_argument("source", type=Path, nargs="?", help="a clip, a folder of clips or a DFDC root "
+                         "(default: the data set that is found, else the miniature)")
+    predict.add_argument("-o", "--output", type=Path, help="the CSV to write (default: work/submission.csv)")
+    predict.add_argument("--prior", type=float, default=0.5, help="share of fakes expected (default 0.5)")
+    predict.add_argument("--hours", type=float, help="time budget; fewer frames are read when it gets short")
+    predict.add_argument("--models", type=Path, help="folder of weights; models/reference holds the study's networks")
+    predict.set_defaults(run=run_predict)
+
+    train = commands.add_parser("train", help="train a network on the DFDC face crops or on voices")
+    train.add_argument("branch", choices=["face", "voice", "fusion"])
+    train.add_argument("--data", type=Path, help="the folder of research data (default: $DEEPFAKE_DATA)")
+    train.add_argument("--network", default=None, help="which network: see kaggle_utils.training")
+    train.add_argument("--minutes", type=float, help="wall-clock limit")
+    train.add_argument("-o", "--output", type=Path, help="where weights and scores go (default: work/training)")
+    train.set_defaults(run=run_train)
+    return parser
+
+
+def make_miniature(options: argparse.Namespace) -> None:
+    """Make the miniature data set and say where it lies."""
+    from .miniature import make_miniature
+
+    print(make_miniature(options.folder or platform.working_folder() / "miniature", seed=options.seed))
+
+
+def run_predict(options: argparse.Namespace) -> None:
+    """Score one clip as JSON, or a folder as submission.csv with two pictures."""
+    import json
+
+    from .detector import Detector
+
+    source = options.source or platform.data_folder()
+    if not source.exists():
+        raise FileNotFoundError(f"{source}: expected a clip or a folder")
+    detector = Detector.load(options.models, prior=options.prior)
+    if source.is_file():
+        print(json.dumps(detector.predict(source).to_dict(), indent=1))
+        return
+    output = options.output or platform.working_folder() / "submission.csv"
+    table = detector.predict_folder(source, output, hours=options.hours)
+    print(summary(table))
+    print(f"\nsubmission: {output}")
+    for name, path in draw(table, output).items():
+        print(f"{name}: {path}")
+
+
+def summary(table) -> str:
+    """The verdicts as text: one line for each clip, warnings below, log loss where labels are known."""
+    from . import metrics
+
+    shown = table[["filename", "truth", "label", "face", "voice"]]
+    lines = [shown.to_string(index=False, float_format="{:.3f}".format, na_rep="–")]
+    lines += [f"warning: {warning}" for warnings in table["warnings"] for warning in warnings]
+    known = table.dropna(subset="truth")
+    if known["truth"].nunique() == 2:
+        lines.append(f"log loss {metrics.log_loss(known['truth'], known['label']):.3f}, "
+                     f"AUC {metrics.auc(known['truth'], known['label']):.3f} on {len(known)} labelled clips")
+    return "\n".join(lines)
+
+
+def draw(table, output: Path) -> dict[str, Path]:
+    """Save the contact sheet of faces and the distribution of scores beside ``output``; returns their paths."""
+    import cv2
+
+    from . import plots
+
+    figures = {"scores": plots.score_distribution(table["label"], table["truth"], title="P(fake) of each clip")}
+    strips = output.with_name(output.name + ".faces")
+    shown = [row for row in table.itertuples() if (strips / f"{row.filename}.jpg").is_file()][:SHEET_ROWS]
+    if shown:
+        images = [cv2.imread(str(strips / f"{row.filename}.jpg"))[..., ::-1] for row in shown]
+        titles = [f"{row.filename}   P(fake) {row.label:.2f}{TRUTH.get(row.truth, '')}" for row in shown]
+        figures["faces"] = plots.contact_sheet(images, titles, columns=1, title="Ten crops of each clip", cell=9)
+    paths = {name: output.with_name(f"{name}.png") for name in figures}
+    for name, figure in figures.items():
+        figure.savefig(paths[name], dpi=110, bbox_inches="tight")
+    return paths
+
+
+def run_train(options: argparse.Namespace) -> None:
+    """Train one branch as notebooks 04 to 06 do."""
+    from . import training
+
+    training.run(options.branch, options.data or platform.research_data(), options.network, options.minutes,
+                 options.output or platform.working_folder() / "training")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

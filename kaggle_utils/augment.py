@@ -1,0 +1,422 @@
+"""Augmentation of face crops and self-blended fakes, in ``keras.ops``, so that it runs inside the jitted train step.
+
+Images are float32 RGB (N, S, S, 3) in 0–255, masks float32 (N, S, S, 1) in 0–1, landmarks (N, 81, 2) in pixels
+(x, y). Linear work along the rows and columns of an image (blur, down-scaling) is a product with one S × S matrix
+for each image, which lets every image of a batch have a strength of its own.
+
+Self-blended images follow Shiohara and Yamasaki, "Detecting Deepfakes with Self-Blended Images" (CVPR 2022): a fake
+is a real face blended with a slightly altered copy of itself. The masks are drawn on the host (:func:`face_mask`).
+"""
+
+import cv2
+import keras
+import numpy as np
+from keras import ops
+
+JAW, BROWS, NOSE_BRIDGE, MOUTH = range(17), range(17, 27), range(27, 31), range(48, 68)
+MASK_SHAPES = {
+    "parts": ((*JAW, *MOUTH), (*NOSE_BRIDGE, 33), (*BROWS, 0, 16)),
+    "components": (
+        (*range(9), 17), (*range(8, 17), 26), (17, 18, 19, 8), (24, 25, 26, 8), (*range(19, 25), 8),
+        (*range(17, 22), 27, *range(31, 36), 8), (*range(22, 27), 27, *range(31, 36), 8), (*range(27, 36),),
+    ),
+    "hull": (tuple(range(81)),),
+    "hull_without_forehead": (tuple(range(68)),),
+    "mouth": ((*range(3, 14), 33, *MOUTH),),
+}
+BLEND_RATIOS = (0.25, 0.5, 0.75, 1.0, 1.0, 1.0)
+LUMINANCE_TABLE = np.array([
+    [16, 11, 10, 16, 24, 40, 51, 61], [12, 12, 14, 19, 26, 58, 60, 55],
+    [14, 13, 16, 24, 40, 57, 69, 56], [14, 17, 22, 29, 51, 87, 80, 62],
+    [18, 22, 37, 56, 68, 109, 103, 77], [24, 35, 55, 64, 81, 104, 113, 92],
+    [49, 64, 78, 87, 103, 121, 120, 101], [72, 92, 95, 98, 112, 100, 103, 99],
+], "float32")
+CHROMINANCE_TABLE = np.full((8, 8), 99, "float32")
+CHROMINANCE_TABLE[:4, :4] = [[17, 18, 24, 47], [18, 21, 26, 66], [24, 26, 56, 99], [47, 66, 99, 99]]
+TO_YCBCR = np.array([
+    [0.299, 0.587, 0.114], [-0.168736, -0.331264, 0.5], [0.5, -0.418688, -0.081312],
+], "float32")
+
+# Mean of the training crops (224 px, tight framing) that show a face: x, y of the 68 usual points, then the forehead.
+MEAN_LANDMARKS = np.array([
+    18, 54, 19, 94, 20, 114, 29, 157, 38, 174, 48, 187, 71, 205, 97, 217, 114, 218, 132, 217, 158, 205,
+    181, 187, 191, 174, 200, 157, 209, 113, 210, 94, 209, 54, 28, 41, 42, 35, 55, 30, 72, 30, 92, 32,
+    134, 32, 154, 29, 171, 29, 184, 34, 199, 41, 113, 58, 113, 79, 113, 97, 113, 108, 95, 123, 103, 128,
+    113, 127, 124, 128, 132, 123, 49, 67, 59, 62, 74, 61, 89, 69, 76, 72, 61, 72, 138, 68, 152, 61, 167, 62,
+    177, 67, 166, 72, 151, 72, 78, 161, 92, 150, 103, 146, 114, 147, 124, 146, 135, 149, 150, 161, 135, 173,
+    125, 176, 114, 177, 103, 176, 93, 173, 83, 160, 106, 157, 114, 157, 122, 157, 145, 160, 123, 163,
+    114, 163, 105, 163, 22, 37, 30, 21, 43, 8, 64, -1, 86, -4, 113, -5, 139, -5, 162, -1, 183, 8, 196, 21,
+    205, 37, 18, 54, 209, 54,
+], "float32").reshape(81, 2)
+MEAN_SIDE = 224
+
+
+def mean_landmarks(size: int) -> np.ndarray:
+    """Where the 81 landmarks lie in an average crop of ``size`` pixels in the tight framing, float32 (81, 2)."""
+    return MEAN_LANDMARKS * np.float32(size / MEAN_SIDE)
+
+
+def face_mask(points: np.ndarray, shape: str, size: int) -> np.ndarray:
+    """Draw the convex parts of a face that a forgery would replace.
+
+    Args:
+        points: landmarks (81, 2) in pixels: the usual 68, then 13 of the forehead; they may lie outside the crop.
+        shape: a key of ``MASK_SHAPES``, or ``"raised_components"``, whose brows stand higher by half their
+            distance to the eyes.
+        size: side of the mask in pixels.
+
+    Returns:
+        uint8 (size, size), 0 or 255.
+    """
+    points = np.asarray(points, np.float64).copy()
+    if shape == "raised_components":
+        points[17:22, 1] -= (points[36:42, 1].min() - points[17:22, 1].mean()) / 2
+        points[22:27, 1] -= (points[42:48, 1].min() - points[22:27, 1].mean()) / 2
+        shape = "components"
+    mask = np.zeros((size, size), np.uint8)
+    for part in MASK_SHAPES[shape]:
+        hull = cv2.convexHull(np.rint(points[list(part)]).astype(np.int32))
+        cv2.fillConvexPoly(mask, hull, 255)
+    return mask
+
+
+class Draws:
+    """Random numbers for a batch, one for each image, shaped (N, 1, 1, 1) so that they multiply images."""
+
+    def __init__(self, count, seed: keras.random.SeedGenerator):
+        self.count, self.seed = count, seed
+
+    def uniform(self, low: float, high: float, channels: int = 1):
+        return keras.random.uniform((self.count, 1, 1, channels), low, high, dtype="float32", seed=self.seed)
+
+    def chance(self, probability: float):
+        """1.0 with ``probability``, else 0.0."""
+        return ops.cast(self.uniform(0, 1) < probability, "float32")
+
+    def choice(self, values):
+        index = keras.random.randint((self.count, 1, 1, 1), 0, len(values), seed=self.seed)
+        return ops.take(ops.convert_to_tensor(values, "float32"), index)
+
+    def normal(self, size: int, channels: int):
+        return keras.random.normal((self.count, size, size, channels), dtype="float32", seed=self.seed)
+
+
+# --- sampling -------------------------------------------------------------------------------------------------------
+def pixel_grid(size: int):
+    """Pixel centres as two (1, size, size, 1) grids, x then y."""
+    steps = ops.arange(size, dtype="float32")
+    x, y = ops.meshgrid(steps, steps)
+    return x[None, :, :, None], y[None, :, :, None]
+
+
+def affine_grid(size: int, out_size: int, angle=0.0, zoom=1.0, shift_x=0.0, shift_y=0.0, flip=0.0):
+    """Where each output pixel looks in the input, for rotation and zoom about the centre.
+
+    Args:
+        size, out_size: sides of input and output in pixels.
+        angle: radians. zoom: above 1 enlarges the face. shift_x, shift_y: share of the side.
+        flip: 1.0 mirrors left and right. All broadcast to (N, 1, 1, 1).
+
+    Returns:
+        x and y, each (N, out_size, out_size, 1), in input pixels.
+    """
+    x, y = pixel_grid(out_size)
+    centre = (out_size - 1) / 2
+    scale = size / out_size / zoom
+    x, y = (x - centre) * scale * (1 - 2 * flip), (y - centre) * scale
+    cos, sin = ops.cos(angle), ops.sin(angle)
+    middle = (size - 1) / 2
+    return cos * x - sin * y + middle + shift_x * size, sin * x + cos * y + middle + shift_y * size
+
+
+def sample(images, x, y):
+    """Bilinear samples of ``images`` (N, S, S, C) at ``x``, ``y`` (N, T, T, 1) pixels; the border is repeated."""
+    count, size, channels = ops.shape(images)[0], images.shape[1], images.shape[-1]
+    x, y = ops.clip(x, 0.0, size - 1.0), ops.clip(y, 0.0, size - 1.0)
+    left, top = ops.floor(x), ops.floor(y)
+    right_share, bottom_share = x - left, y - top
+    left, top = ops.cast(left, "int32"), ops.cast(top, "int32")
+    right, bottom = ops.minimum(left + 1, size - 1), ops.minimum(top + 1, size - 1)
+    flat = ops.reshape(images, (-1, channels))
+    first = ops.reshape(ops.arange(count, dtype="int32") * (size * size), (-1, 1, 1, 1))
+
+    def at(row, column):
+        return ops.take(flat, (first + row * size + column)[..., 0], axis=0)
+
+    above = at(top, left) * (1 - right_share) + at(top, right) * right_share
+    below = at(bottom, left) * (1 - right_share) + at(bottom, right) * right_share
+    return above * (1 - bottom_share) + below * bottom_share
+
+
+# --- linear work along rows and columns -----------------------------------------------------------------------------
+def _distance(size: int):
+    steps = ops.arange(size, dtype="float32")
+    return ops.abs(steps[None, :, None] - steps[None, None, :])
+
+
+def _normalised(matrix):
+    return matrix / ops.sum(matrix, axis=-1, keepdims=True)
+
+
+def gaussian_matrix(size: int, sigma, radius):
+    """Gaussian blur of kernel 2 · radius + 1 as matrices (N, size, size); arguments (N, 1, 1, 1) or (N, 1, 1)."""
+    sigma, radius = ops.reshape(sigma, (-1, 1, 1)), ops.reshape(radius, (-1, 1, 1))
+    distance = _distance(size)
+    return _normalised(ops.exp(-0.5 * ops.square(distance / sigma)) * ops.cast(distance <= radius, "float32"))
+
+
+def rescaling_matrix(size: int, factor):
+    """Down-scaling by ``factor`` >= 1 with a triangle filter, then linear up-scaling, as matrices (N, size, size)."""
+    factor = ops.reshape(factor, (-1, 1, 1))
+    small = ops.arange(size, dtype="float32")[None, :, None] + 0.5
+    full = ops.arange(size, dtype="float32")[None, None, :] + 0.5
+    kept = ops.cast(small * factor < size, "float32")  # rows beyond the small image hold nothing
+    down = ops.relu(1 - ops.abs(small * factor - full) / factor) * kept
+    down = down / ops.maximum(ops.sum(down, axis=-1, keepdims=True), 1e-6)
+    up = ops.relu(1 - ops.abs(full / factor - small)) * kept
+    up = ops.transpose(up, (0, 2, 1))
+    return ops.matmul(up / ops.maximum(ops.sum(up, axis=-1, keepdims=True), 1e-6), down)
+
+
+def along_rows_and_columns(images, matrix):
+    """Apply ``matrix`` (N or 1, S, S) to the columns and the rows of ``images`` (N, S, S, C)."""
+    size, channels = images.shape[1], images.shape[-1]
+    images = ops.matmul(matrix, ops.reshape(images, (-1, size, size * channels)))
+    images = ops.reshape(images, (-1, size, size, channels))
+    images = ops.reshape(ops.transpose(images, (0, 2, 1, 3)), (-1, size, size * channels))
+    images = ops.reshape(ops.matmul(matrix, images), (-1, size, size, channels))
+    return ops.transpose(images, (0, 2, 1, 3))
+
+
+# --- self-blended images --------------------------------------------------------------------------------------------
+def erode(mask, radius):
+    """Keep the pixels whose whole (2 · radius + 1)² neighbourhood is full: what is left at 1 after a blur of a
+    **float** mask. (On a uint8 mask the blur rounds back to 0 and 1 and nothing is eroded.)
+
+    Args:
+        mask: (N, S, S, 1), 0–1; full means 1 within 0.1 %.
+        radius: (N, 1, 1, 1).
+
+    Returns:
+        0.0 or 1.0, (N, S, S, 1).
+    """
+    distance = _distance(mask.shape[1])
+    box = ops.cast(distance <= ops.reshape(radius, (-1, 1, 1)), "float32")
+    empty = ops.cast(mask < 0.999, "float32")
+    return ops.cast(along_rows_and_columns(empty, box) < 0.5, "float32")
+
+
+def soften(mask, first_radius, second_radius, sigma):
+    """Erode by the first kernel, blur by the second; the maximum is brought back to 1 (float masks throughout)."""
+    core = erode(mask, first_radius)
+    soft = along_rows_and_columns(core, gaussian_matrix(mask.shape[1], sigma, second_radius))
+    return soft / ops.maximum(ops.max(soft, axis=(1, 2, 3), keepdims=True), 1e-3)
+
+
+def inner_window(size: int, untouched: float, ramp):
+    """0 in the outer ``untouched`` share of the side, rising to 1 over ``ramp`` (N, 1, 1, 1) more of it."""
+    steps = (ops.arange(size, dtype="float32") + 0.5) / size
+    edge = ops.minimum(steps, 1 - steps)
+    x, y = edge[None, None, :, None], edge[None, :, None, None]
+    rise_x, rise_y = (ops.clip((side - untouched) / ramp, 0.0, 1.0) for side in (x, y))
+    return rise_x * rise_y
+
+
+def colour_shift(images, draw: Draws, strength: float = 1.0):
+    """The source transform: RGB shift (in 3 of 10), brightness and contrast, and then down-scaling or sharpening."""
+    size = images.shape[1]
+    images = images + draw.chance(0.3) * draw.uniform(-20 * strength, 20 * strength, channels=3)
+    mean = ops.mean(images, axis=(1, 2, 3), keepdims=True)
+    images = (images - mean) * draw.uniform(1 - 0.1 * strength, 1 + 0.1 * strength) + mean
+    images = images + draw.uniform(-25.5 * strength, 25.5 * strength)
+    coarse = along_rows_and_columns(images, rescaling_matrix(size, draw.choice((2.0, 4.0))))
+    one = ops.ones((1, 1, 1))
+    smooth = along_rows_and_columns(images, gaussian_matrix(size, one, 2 * one))
+    rescaled = draw.chance(0.5)
+    sharper = images + draw.uniform(0.4, 1.5) * (images - smooth)
+    return ops.clip(rescaled * coarse + (1 - rescaled) * sharper, 0.0, 255.0)
+
+
+def self_blend(crops, masks, draw: Draws, untouched: float = 0.06, warp: float = 1.0) -> dict:
+    """Blend each face with an altered copy of itself inside its mask.
+
+    Args:
+        crops: (N, S, S, 3), 0–255, real faces.
+        masks: (N, S, S, 1), 0–1, from :func:`face_mask`. An empty mask leaves the crop as it is.
+        draw: random numbers for the batch.
+        untouched: share of the side that stays as it is at each edge.
+        warp: scales the misalignment of source and target (translation, scale).
+
+    Returns:
+        ``real`` (the target), ``source``, ``mask`` (as blended, 0–1) and ``fake``, of the shapes of the arguments.
+    """
+    size = crops.shape[1]
+    shifted = colour_shift(crops, draw)
+    on_source = draw.chance(0.5)
+    used = ops.max(masks, axis=(1, 2, 3), keepdims=True)
+    target = crops + (1 - on_source) * used * (shifted - crops)
+    source = crops + on_source * (shifted - crops)
+    moved = {
+        "zoom": draw.uniform(1 - 0.05 * warp, 1 + 0.05 * warp),
+        "shift_x": draw.uniform(-0.03 * warp, 0.03 * warp), "shift_y": draw.uniform(-0.015 * warp, 0.015 * warp),
+    }
+    x, y = affine_grid(size, size, **moved)
+    source = sample(source, x, y)
+    one = ops.ones((1, 1, 1))
+    field = along_rows_and_columns(draw.normal(size, 2), gaussian_matrix(size, 7 * one, 21 * one))
+    field = field * (50 / 3**0.5)  # α 50, σ 7, of noise uniform in ±1
+    mask = sample(masks, x + field[..., :1], y + field[..., 1:])
+    radii = tuple(range(2, 13))
+    mask = soften(mask, draw.choice(radii), draw.choice(radii), draw.uniform(5, 45))
+    mask = mask * inner_window(size, untouched, draw.uniform(0.04, 0.15)) * draw.choice(BLEND_RATIOS)
+    return {"real": target, "source": source, "mask": mask, "fake": mask * source + (1 - mask) * target}
+
+
+# --- compression ----------------------------------------------------------------------------------------------------
+def _dct_matrix() -> np.ndarray:
+    frequency, position = np.arange(8)[:, None], np.arange(8)[None]
+    matrix = np.cos((2 * position + 1) * frequency * np.pi / 16) / 2
+    matrix[0] /= 2**0.5
+    return matrix.astype("float32")
+
+
+def _quantise(planes, table):
+    """Round the 8 × 8 DCT coefficients of ``planes`` (N, S, S, C) to multiples of ``table`` (N, 8, 8)."""
+    size, channels = planes.shape[1], planes.shape[-1]
+    dct = _dct_matrix()
+    blocks = ops.reshape(planes, (-1, size // 8, 8, size // 8, 8, channels))
+    table = table[:, None, :, None, :, None]
+    coefficients = ops.einsum("ui,nyixjc,vj->nyuxvc", dct, blocks, dct)
+    coefficients = ops.round(coefficients / table) * table
+    return ops.reshape(ops.einsum("ui,nyuxvc,vj->nyixjc", dct, coefficients, dct), (-1, size, size, channels))
+
+
+def jpeg(images, quality):
+    """What a JPEG of ``quality`` (N, 1, 1, 1; 1–100) leaves of ``images``: 4:2:0 chroma, the standard tables.
+
+    Follows ITU-T T.81 without its lossless entropy coding; the side must be a multiple of 16.
+    """
+    size = images.shape[1]
+    quality = ops.reshape(quality, (-1, 1, 1))
+    scale = ops.where(quality < 50, 5000 / quality, 200 - 2 * quality)
+    luminance, chrominance = (
+        ops.clip(ops.floor((table[None] * scale + 50) / 100), 1.0, 255.0)
+        for table in (LUMINANCE_TABLE, CHROMINANCE_TABLE)
+    )
+    planes = ops.matmul(images, TO_YCBCR.T)
+    luma = _quantise(planes[..., :1] - 128, luminance) + 128
+    half = ops.reshape(planes[..., 1:], (-1, size // 2, 2, size // 2, 2, 2))
+    chroma = _quantise(ops.mean(half, axis=(2, 4)), chrominance)
+    chroma = ops.repeat(ops.repeat(chroma, 2, axis=1), 2, axis=2)
+    planes = ops.concatenate([luma, chroma], axis=-1)
+    return ops.clip(ops.matmul(planes, np.linalg.inv(TO_YCBCR).T.astype("float32")), 0.0, 255.0)
+
+
+# --- cut-out --------------------------------------------------------------------------------------------------------
+def part_cutout(images, points, draw: Draws, probability: float):
+    """Black out the eyes, the nose or the mouth: a bar about the line through the part, scaled by its length.
+
+    After the face cut-out of the winner of the Deepfake Detection Challenge (S. Seferbekov, 2020).
+
+    Args:
+        images: (N, S, S, 3). points: landmarks (N, 81, 2), pixels.
+    """
+    ends = ops.stack([
+        ops.stack([ops.mean(points[:, 36:42], axis=1), ops.mean(points[:, 42:48], axis=1)], axis=1),
+        ops.stack([points[:, 27], points[:, 33]], axis=1),
+        ops.stack([points[:, 48], points[:, 54]], axis=1),
+    ], axis=1)  # (N, part, end, xy)
+    part = ops.reshape(draw.choice((0.0, 0.0, 1.0, 2.0)), (-1, 1))
+    chosen = ops.cast(ops.equal(part, ops.arange(3, dtype="float32")[None]), "float32")
+    ends = ops.sum(ends * chosen[:, :, None, None], axis=1)
+    start, line = ends[:, 0][:, None, None], (ends[:, 1] - ends[:, 0])[:, None, None]
+    pixels = ops.concatenate(pixel_grid(images.shape[1]), axis=-1)
+    length = ops.maximum(ops.sum(ops.square(line), axis=-1, keepdims=True), 1.0)
+    along = ops.clip(ops.sum((pixels - start) * line, axis=-1, keepdims=True) / length, 0.0, 1.0)
+    away = ops.sum(ops.square(pixels - start - along * line), axis=-1, keepdims=True)
+    inside = ops.cast(away < length * ops.square(draw.uniform(0.25, 0.4)), "float32")
+    return images * (1 - inside * draw.chance(probability))
+
+
+def rectangle_cutout(images, draw: Draws, probability: float):
+    """Black out a rectangle of 10–40 % of each side, anywhere."""
+    x, y = (grid / images.shape[1] for grid in pixel_grid(images.shape[1]))
+    inside_x = ops.abs(x - draw.uniform(0, 1)) < draw.uniform(0.05, 0.2)
+    inside_y = ops.abs(y - draw.uniform(0, 1)) < draw.uniform(0.05, 0.2)
+    inside = ops.cast(ops.logical_and(inside_x, inside_y), "float32")
+    return images * (1 - inside * draw.chance(probability))
+
+
+@keras.saving.register_keras_serializable("kaggle_utils")
+class FaceAugment(keras.layers.Layer):
+    """Augment a batch in training; only resize it to ``size`` otherwise.
+
+    Inputs: a dict of ``crop`` (N, S, S, 3) uint8, ``mask`` (N, S, S, 1) uint8 (0 or 255, empty where nothing is to be
+    blended), ``points`` (N, 81, 2) in pixels and ``label`` (N, 1), 0–1. Output: float32 (N, size, size, 3), 0–255.
+
+    Args:
+        size: side of the output in pixels; a multiple of 16.
+        zoom: largest factor of enlarging and shrinking. shift: largest shift, share of the side. angle: degrees.
+        cutout: probability of each kind of cut-out.
+        quality: probability of a loss of quality (JPEG, or blur or down-scaling).
+        shifted_reals: share of the reals that get the colour shift of the self-blended, so that it tells nothing.
+        seed: of the random numbers. enabled: False switches all of it off.
+    """
+
+    def __init__(self, size=224, zoom=1.15, shift=0.12, angle=10.0, cutout=0.15, quality=0.5, shifted_reals=0.3,
+                 seed=0, enabled=True, **options):
+        super().__init__(**{"dtype": "float32", **options})
+        self.settings = {"size": size, "zoom": zoom, "shift": shift, "angle": angle, "cutout": cutout,
+                         "quality": quality, "shifted_reals": shifted_reals, "seed": seed, "enabled": enabled}
+        self.seeds = keras.random.SeedGenerator(seed)
+
+    def call(self, inputs, training=False):
+        crops = ops.cast(inputs["crop"], "float32")
+        size = self.settings["size"]
+        if not (training and self.settings["enabled"]):
+            return crops if crops.shape[1] == size else ops.image.resize(crops, (size, size))
+        draw = Draws(ops.shape(crops)[0], self.seeds)
+        crops = self.blended(crops, inputs, draw)
+        crops = part_cutout(crops, ops.cast(inputs["points"], "float32"), draw, self.settings["cutout"])
+        crops = rectangle_cutout(crops, draw, self.settings["cutout"])
+        crops = self.moved(crops, draw)
+        return self.degraded(crops, draw)
+
+    def blended(self, crops, inputs, draw):
+        """Self-blend where there is a mask; shift the colour of some reals alike."""
+        masks = ops.cast(inputs["mask"], "float32") / 255
+        fakes = self_blend(crops, masks, draw)["fake"]
+        real = ops.cast(ops.reshape(inputs["label"], (-1, 1, 1, 1)) < 0.5, "float32")
+        shifted = real * draw.chance(self.settings["shifted_reals"])
+        return fakes + shifted * (colour_shift(crops, draw) - fakes)
+
+    def moved(self, crops, draw):
+        """Flip, rotate, zoom, shift and resize, in one sampling."""
+        settings = self.settings
+        angle, shift, zoom = np.radians(settings["angle"]), settings["shift"], np.log(settings["zoom"])
+        return sample(crops, *affine_grid(
+            crops.shape[1], settings["size"], flip=draw.chance(0.5), angle=draw.uniform(-angle, angle),
+            zoom=ops.exp(draw.uniform(-zoom, zoom)),
+            shift_x=draw.uniform(-shift, shift), shift_y=draw.uniform(-shift, shift),
+        ))
+
+    def degraded(self, crops, draw):
+        """Contrast and brightness of all; noise, blur, down-scaling and JPEG of some."""
+        mean = ops.mean(crops, axis=(1, 2, 3), keepdims=True)
+        crops = (crops - mean) * draw.uniform(0.75, 1.25) + mean + draw.uniform(-25, 25)
+        size, lossy = crops.shape[1], draw.chance(self.settings["quality"])
+        blurred = draw.chance(0.5)
+        sigma = 0.2 + lossy * blurred * draw.uniform(0, 1.8)
+        factor = 1 + lossy * (1 - blurred) * draw.chance(0.6) * draw.uniform(0, 2)
+        operator = ops.matmul(gaussian_matrix(size, sigma, 6 * ops.ones_like(sigma)), rescaling_matrix(size, factor))
+        crops = along_rows_and_columns(crops, operator)
+        crops = crops + draw.chance(0.3) * draw.uniform(0, 8) * draw.normal(size, 3)
+        crops = ops.clip(crops, 0.0, 255.0)
+        compressed = lossy * draw.chance(0.7)
+        return crops + compressed * (jpeg(crops, draw.uniform(35, 95)) - crops)
+
+    def compute_output_shape(self, input_shape):
+        return (input_shape["crop"][0], self.settings["size"], self.settings["size"], 3)
+
+    def get_config(self):
+        return {**super().get_config(), **self.settings}

@@ -1,0 +1,293 @@
+"""From one clip to a calibrated P(fake): the product's room, where faces and voice meet.
+
+:class:`Detector` reads a clip once, sends the crops of each tracked person through the face network and the voice
+through the voice network, and lets the fusion decide. Every clip gets an answer: what cannot be read or found
+becomes a warning and a defined score.
+"""
+
+import hashlib
+import json
+import math
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pandas as pd
+
+from . import faces, fusion, networks, video, voice
+from .dataset import clips_to_score
+from .platform import models_folder
+from .submission import score_clips
+
+BATCH = 10  # rows of every network call: fixed, so that a clip's score does not depend on its neighbours
+FRAMES = 10  # frames read from a clip
+SETTINGS = "detector.json"
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What the detector says of one clip.
+
+    Attributes:
+        probability: calibrated P(fake) of the whole clip, in [0, 1].
+        face: P(fake) of the most suspicious tracked face alone; NaN when no face was found.
+        voice: P(fake) of the voice alone; NaN without a sound track or when it is silent.
+        frames: one dict for each crop that was scored: ``time_s``, ``track``, ``box`` (x, y, width, height of the crop
+            in source pixels), ``source`` (detected, interpolated or fallback), ``probability`` (None for a fallback).
+        tracks: one dict for each person: ``id``, ``probability``, ``frames`` (how many were detected).
+        warnings: what went wrong or was not analysed, each naming the file.
+    """
+
+    probability: float
+    face: float = math.nan
+    voice: float = math.nan
+    frames: list[dict] = field(default_factory=list)
+    tracks: list[dict] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
+
+    def to_dict(self) -> dict:
+        """All fields as JSON-ready values; NaN becomes None."""
+        return _json_ready(asdict(self))
+
+
+def _json_ready(value):
+    if isinstance(value, dict):
+        return {key: _json_ready(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_json_ready(item) for item in value]
+    if isinstance(value, np.generic):
+        value = value.item()
+    return None if isinstance(value, float) and math.isnan(value) else value
+
+
+class Detector:
+    """The trained networks with their calibration; make one with :meth:`load` and use it for many clips."""
+
+    def __init__(self, face, voice, fuse: fusion.Fusion, calibration: fusion.Calibration, flip: bool = False,
+                 prior: float = 0.5, fingerprint: str = ""):
+        """
+        Args:
+            face, voice: branch networks as :mod:`kaggle_utils.networks` builds them, with their ``logit``.
+            fuse: how the branches are joined.
+            calibration: from logits to probabilities.
+            flip: average each crop's outputs with those of its mirror image.
+            prior: share of fakes expected among the clips, in (0, 1).
+            fingerprint: names the weights, so that a journal of other weights is not continued.
+        """
+        if not 0 < prior < 1:
+            raise ValueError(f"prior: expected a share between 0 and 1, found {prior}")
+        self.face, self.voice, self.fuse, self.calibration = face, voice, fuse, calibration
+        self.flip, self.prior, self.fingerprint = flip, prior, fingerprint
+        self.finder = faces.FaceFinder()
+
+    @classmethod
+    def load(cls, folder: str | Path | None = None, prior: float = 0.5) -> "Detector":
+        """Load ``face.keras``, ``voice.keras`` and the fusion that ``detector.json`` names.
+
+        Args:
+            folder: the folder of weights; the project's ``models/`` unless given. ``models/reference`` holds the
+                study's own networks.
+            prior: share of fakes expected: DFDC's test set was balanced (0.5), a newsroom's clips are not.
+
+        Raises:
+            FileNotFoundError: a file is missing from ``folder``.
+        """
+        folder = Path(folder) if folder else models_folder()
+        settings = json.loads((folder / SETTINGS).read_text())
+        face, hears = (networks.load_network(folder / f"{name}.keras") for name in ("face", "voice"))
+        calibration = fusion.Calibration(settings["calibration"], settings["range"])
+        files = sorted([*folder.glob("*.keras"), folder / SETTINGS])
+        fingerprint = hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()[:16]
+        fuse = fusion.load(folder, settings, calibration)
+        return cls(face, hears, fuse, calibration, settings["flip"], prior, fingerprint)
+
+    # -- one branch at a time ---------------------------------------------------------------------------------
+
+    def score_faces(self, crops: np.ndarray, framed: bool = False) -> np.ndarray:
+        """P(fake) of each face crop by itself.
+
+        Args:
+            crops: uint8 RGB (N, H, W, 3).
+            framed: True when the crops have the tight framing of the training faces. Otherwise the face is found
+                again in each crop and cut to that framing, the central part where none is found.
+
+        Returns:
+            float32 (N,).
+        """
+        crops = np.asarray(crops)
+        if len(crops) == 0:
+            return np.zeros(0, np.float32)
+        if crops.ndim != 4 or crops.shape[-1] != 3 or crops.dtype != np.uint8:
+            raise ValueError(f"crops: expected uint8 RGB (N, H, W, 3), found {crops.dtype} {crops.shape}")
+        if not framed:
+            crops = faces.tight_from_crops(crops, self.finder)
+        logits = self._run_face(crops)["logit"][:, 0]
+        return self._probability(logits, "crop").astype(np.float32)
+
+    def score_voice(self, samples: np.ndarray, sample_rate: int) -> float:
+        """P(fake) of a voice.
+
+        Args:
+            samples: (T,) or (T, channels), int16 or float in [-1, 1].
+            sample_rate: in Hz, any.
+
+        Returns:
+            a float; NaN when there is no voice (nothing over −60 dBFS).
+        """
+        outputs = self._run_voice(samples, sample_rate)
+        if outputs is None:
+            return math.nan
+        return float(self._probability(outputs["logit"].mean(), "voice"))
+
+    # -- a whole clip -----------------------------------------------------------------------------------------
+
+    def predict(self, path: str | Path, frames: int = FRAMES) -> Verdict:
+        """Score one clip.
+
+        Args:
+            path: a video file.
+            frames: how many frames to read, evenly spread; fewer than ten are repeated to ten rows.
+
+        Returns:
+            a :class:`Verdict`; a clip that cannot be read gets the prior and a warning that says why.
+        """
+        return self.examine(path, frames)[0]
+
+    def examine(self, path: str | Path, frames: int = FRAMES) -> tuple[Verdict, list[faces.FaceCrops]]:
+        """As :meth:`predict`, with the crops of each tracked person that the verdict rests on."""
+        path = Path(path)
+        try:
+            clip = video.read_frames(path, frames)
+        except video.UnreadableClip as error:
+            return Verdict(self.prior, warnings=[str(error)]), []
+        warnings = list(clip.warnings)
+        people = faces.extract_faces(clip.images, self.finder)
+        heard = self._hear(path, warnings)
+        seen = [self._run_face(person.images) for person in people]
+        return self._verdict(path, clip, people, seen, heard, warnings), people
+
+    def predict_folder(self, folder: str | Path, output_csv: str | Path, hours: float | None = None,
+                       progress: bool = True) -> pd.DataFrame:
+        """Score every clip of a folder into ``filename,label``, one row for each clip whatever happens.
+
+        Each row stands there from the start with the prior and is replaced when its clip is finished. A journal beside
+        the CSV (``<output_csv>.journal``) keeps the verdicts; called again, the run goes on where it was stopped.
+        Beside it, ``<output_csv>.faces/`` keeps the crops of each clip's first person as a small picture.
+
+        Args:
+            folder: a DFDC root (``test_videos`` in the order of ``sample_submission.csv``) or a flat folder of clips,
+                with or without ``metadata.json``.
+            output_csv: the file to write.
+            hours: time budget; fewer frames are read when it gets short, and the prior stands at last.
+            progress: show a progress bar.
+
+        Returns:
+            one row for each clip: ``filename``, ``path``, ``truth`` (NaN where unknown), ``label`` as written to the
+            CSV, and the verdict's fields.
+        """
+        output_csv = Path(output_csv)
+        strips = output_csv.with_name(output_csv.name + ".faces")
+        strips.mkdir(parents=True, exist_ok=True)
+
+        def verdict_of(name: str, path: Path | None, frames: int) -> dict:
+            if path is None:
+                return Verdict(self.prior, warnings=[f"{name}: expected a plain file name"]).to_dict()
+            verdict, people = self.examine(path, frames)
+            if people:
+                strip = np.concatenate([cv2.resize(crop, (128, 128)) for crop in people[0].images], axis=1)
+                cv2.imwrite(str(strips / f"{name}.jpg"), strip[..., ::-1])
+            return verdict.to_dict()
+
+        clips = clips_to_score(folder)
+        fingerprint = f"{self.fingerprint} prior {self.prior}"
+        return score_clips(clips, verdict_of, output_csv, self.prior, fingerprint, hours, progress)
+
+    def _hear(self, path: Path, warnings: list[str]) -> dict | None:
+        """The voice network's outputs for a clip, or None with a warning."""
+        try:
+            samples = voice.read_voice(path, self.voice_rate)
+        except video.UnreadableClip as error:
+            warnings.append(f"{error}; the voice was not analysed")
+            return None
+        if samples is None:
+            warnings.append(f"{path.name}: no sound track, the voice was not analysed")
+            return None
+        outputs = self._run_voice(samples, self.voice_rate)
+        if outputs is None:
+            warnings.append(f"{path.name}: the sound track is silent, the voice was not analysed")
+        return outputs
+
+    def _verdict(self, path, clip, people, seen, heard, warnings) -> Verdict:
+        """Join what was seen and heard: one curve for each person, and the most suspicious person's score."""
+        masks = [np.array([source != "fallback" for source in person.sources]) for person in people]
+        logits = [fusion.pooled(outputs["logit"][:, 0], mask) for outputs, mask in zip(seen, masks, strict=True)]
+        main = int(np.nanargmax(logits)) if not np.all(np.isnan(logits)) else 0
+        if math.isnan(logits[main]):
+            warnings.append(f"{path.name}: no face found in {len(clip.images)} frames, the voice alone decides")
+        fused = self.fuse(seen[main], masks[main], heard, self.prior)
+        return Verdict(
+            probability=float(np.clip(fused, *self.calibration.limits)),
+            face=float(self._probability(logits[main], "face")),
+            voice=math.nan if heard is None else float(self._probability(heard["logit"].mean(), "voice")),
+            frames=[row for rows in map(self._frame_rows, [clip] * len(people), people, seen) for row in rows],
+            tracks=[
+                {"id": person.track, "probability": float(self._probability(logit, "face")),
+                 "frames": person.sources.count("detected")}
+                for person, logit in zip(people, logits, strict=True)
+            ],
+            warnings=warnings,
+        )
+
+    def _frame_rows(self, clip, person, outputs) -> list[dict]:
+        probabilities = self._probability(outputs["logit"][:, 0], "crop")
+        return [
+            {"time_s": float(clip.times_s[index]), "track": person.track, "box": [float(side) for side in box],
+             "source": source, "probability": None if source == "fallback" else float(probability)}
+            for index, box, source, probability in zip(
+                person.frame_indices, person.boxes, person.sources, probabilities, strict=True)
+        ]
+
+    # -- the networks -----------------------------------------------------------------------------------------
+
+    @property
+    def voice_rate(self) -> int:
+        """Sampling rate that the voice network takes, in Hz: 8 kHz for the study's, 16 kHz for the others."""
+        return voice.REFERENCE_RATE if self._hears_reference else voice.SAMPLE_RATE
+
+    @property
+    def _hears_reference(self) -> bool:
+        return self.voice.input_shape[1] == voice.REFERENCE_SAMPLES
+
+    def _run_face(self, crops: np.ndarray) -> dict[str, np.ndarray]:
+        """All outputs of the face network for uint8 crops (N, H, W, 3)."""
+        side = self.face.input_shape[1] or crops.shape[1]  # None: the network resizes by itself
+        if crops.shape[1:3] != (side, side):
+            crops = np.stack([_resize(crop, side) for crop in crops])
+        outputs = _run(self.face, crops)
+        if not self.flip:
+            return outputs
+        mirrored = _run(self.face, crops[:, :, ::-1])
+        return {name: (outputs[name] + mirrored[name]) / 2 for name in outputs}
+
+    def _run_voice(self, samples: np.ndarray, sample_rate: int) -> dict[str, np.ndarray] | None:
+        """All outputs of the voice network, one row for each window; None when there is nothing to hear."""
+        windows = voice.network_windows(samples, sample_rate, self._hears_reference)
+        return None if windows is None else _run(self.voice, windows)
+
+    def _probability(self, logit, kind: str):
+        return self.calibration.probability(logit, kind, self.prior)
+
+
+def _resize(crop: np.ndarray, side: int) -> np.ndarray:
+    method = cv2.INTER_AREA if crop.shape[0] > side else cv2.INTER_LINEAR
+    return cv2.resize(crop, (side, side), interpolation=method)
+
+
+def _run(network, inputs: np.ndarray) -> dict[str, np.ndarray]:
+    """Run ``network`` on batches of exactly ``BATCH`` rows, the last one padded with zeros."""
+    count = len(inputs)
+    padded = np.zeros((math.ceil(count / BATCH) * BATCH, *inputs.shape[1:]), np.float32)
+    padded[:count] = inputs
+    parts = [network.predict_on_batch(padded[start:start + BATCH]) for start in range(0, len(padded), BATCH)]
+    return {name: np.concatenate([np.asarray(part[name]) for part in parts])[:count] for name in network.output}

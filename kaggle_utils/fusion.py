@@ -1,0 +1,122 @@
+"""How the faces and the voice of a clip become one P(fake), and what a logit means as a probability."""
+
+import math
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+
+from . import networks
+
+SIDES = ("embedding", "side1", "side2", "side3")
+
+
+def sigmoid(logit):
+    """1 / (1 + exp(−logit)), for a float or an array."""
+    return 1 / (1 + np.exp(-np.asarray(logit, np.float64)))
+
+
+def log_odds(probability: float) -> float:
+    """log(p / (1 − p)); what a prior adds to a logit that was calibrated on balanced data."""
+    return math.log(probability / (1 - probability))
+
+
+def pooled(logits: np.ndarray, seen: np.ndarray) -> float:
+    """Mean of the logits of the crops that show a face; NaN when none does."""
+    return float(logits[seen].mean()) if seen.any() else math.nan
+
+
+class Calibration:
+    """Scale and shift of each kind of logit, fitted on validation data with both classes weighted alike (Platt 1999).
+
+    Args:
+        lines: ``{"crop": (scale, shift), "face": …, "voice": …, "clip": …}``; a kind that is not named stays as it is.
+        limits: lowest and highest probability that is ever answered.
+    """
+
+    def __init__(self, lines: dict[str, tuple[float, float]], limits: tuple[float, float]):
+        self.lines, self.limits = lines, limits
+
+    def logit(self, raw, kind: str):
+        """The calibrated logit at a prior of 0.5."""
+        scale, shift = self.lines.get(kind, (1.0, 0.0))
+        return scale * np.asarray(raw, np.float64) + shift
+
+    def probability(self, raw, kind: str, prior: float):
+        """Calibrated P(fake) at ``prior``, within the limits; NaN stays NaN."""
+        return np.clip(sigmoid(self.logit(raw, kind) + log_odds(prior)), *self.limits)
+
+
+class Fusion(Protocol):
+    """Joins the branches of one clip."""
+
+    def __call__(self, face: dict[str, np.ndarray], seen: np.ndarray, voice: dict[str, np.ndarray] | None,
+                 prior: float) -> float:
+        """
+        Args:
+            face: outputs of the face network for the ten crops, each (10, …).
+            seen: bool (10,), False for fallback crops.
+            voice: outputs of the voice network for the windows, each (windows, …), or None when nothing is heard.
+            prior: share of fakes expected.
+
+        Returns:
+            P(fake) in [0, 1]; the prior when there is neither a face nor a voice.
+        """
+
+
+class NoisyOr:
+    """A clip is fake when its face or its voice is: 1 − (1 − P(face fake)) (1 − P(voice fake)).
+
+    The prior is shared out so that a branch that says nothing (logit 0, or no face, or no voice) leaves the answer of
+    the other as it is, and both together give the prior.
+
+    Args:
+        calibration: of the branches' logits.
+        voice_share: prior of a faked voice, as a share of the prior of a fake; the face takes the rest.
+    """
+
+    def __init__(self, calibration: Calibration, voice_share: float):
+        self.calibration, self.voice_share = calibration, voice_share
+
+    def __call__(self, face, seen, voice, prior) -> float:
+        voice_prior = self.voice_share * prior
+        face_prior = 1 - (1 - prior) / (1 - voice_prior)
+        looks, sounds = face_prior, voice_prior
+        if seen.any():
+            looks = sigmoid(self.calibration.logit(pooled(face["logit"][:, 0], seen), "face") + log_odds(face_prior))
+        if voice is not None:
+            sounds = sigmoid(self.calibration.logit(voice["logit"].mean(), "voice") + log_odds(voice_prior))
+        return float(1 - (1 - looks) * (1 - sounds))
+
+
+class LastNetwork:
+    """The study's last CNN on the embeddings and side outputs of both branches, with masks for what is missing."""
+
+    def __init__(self, network, calibration: Calibration):
+        self.network, self.calibration = network, calibration
+
+    def __call__(self, face, seen, voice, prior) -> float:
+        if not seen.any() and voice is None:
+            return prior
+        inputs = {f"face_{name}": face[name][None] for name in SIDES}
+        inputs["face_mask"] = seen[None].astype(np.float32)
+        for name in SIDES:
+            width = self.network.input[f"voice_{name}"].shape[-1]
+            inputs[f"voice_{name}"] = np.zeros((1, width), np.float32) if voice is None else voice[name].mean(0)[None]
+        inputs["voice_mask"] = np.full((1, 1), voice is not None, np.float32)
+        logit = np.ravel(self.network.predict_on_batch(inputs))[0]
+        return float(sigmoid(self.calibration.logit(logit, "clip") + log_odds(prior)))
+
+
+def load(folder: Path, settings: dict, calibration: Calibration) -> Fusion:
+    """The fusion that ``detector.json`` names.
+
+    Raises:
+        ValueError: the name is not known.
+    """
+    name = settings["fusion"]
+    if name == "noisy_or":
+        return NoisyOr(calibration, settings["voice_share"])
+    if name == "last_network":
+        return LastNetwork(networks.load_network(folder / "fusion.keras"), calibration)
+    raise ValueError(f"{folder}/detector.json: expected the fusion noisy_or or last_network, found {name!r}")

@@ -1,0 +1,151 @@
+"""A whole folder to ``submission.csv``: complete from the first second, resumed after a kill, in time."""
+
+import json
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pandas as pd
+from tqdm.auto import tqdm
+
+FRAME_LADDER = (10, 6, 3)  # frames read of a clip; the time guard steps down
+DECIMALS = 5
+MARGIN = 0.95  # share of the time budget that is planned for
+
+
+class Journal:
+    """One JSON line for each finished clip, beside the CSV; a line cut off by a kill is dropped when it is read."""
+
+    def __init__(self, path: Path, fingerprint: str):
+        """
+        Args:
+            path: the journal file; made if missing.
+            fingerprint: names the models and settings; a journal with another one is started anew.
+        """
+        self.path = path
+        self.finished: dict[str, dict] = {}
+        lines = path.read_bytes().split(b"\n")[:-1] if path.is_file() else []
+        if lines and _parse(lines[0]).get("fingerprint") == fingerprint:
+            self.finished = {row["filename"]: row for row in map(_parse, lines[1:]) if "filename" in row}
+        else:
+            lines = [json.dumps({"fingerprint": fingerprint}).encode()]
+        _replace(path, b"".join(line + b"\n" for line in lines))
+
+    def add(self, row: dict) -> None:
+        """Append one finished clip and flush it to the disk."""
+        with self.path.open("ab") as file:
+            file.write(json.dumps(row).encode() + b"\n")
+            file.flush()
+            os.fsync(file.fileno())
+        self.finished[row["filename"]] = row
+
+
+def _parse(line: bytes) -> dict:
+    try:
+        row = json.loads(line)
+    except (json.JSONDecodeError, UnicodeDecodeError):
+        return {}  # a torn line: the clip is scored again
+    return row if isinstance(row, dict) else {}
+
+
+class TimeGuard:
+    """Chooses how many frames to read so that all clips are done within a budget.
+
+    Measures seconds a clip on the present rung of the ladder; when the clips left would not fit, it steps down, and
+    when not even one more clip fits, it says stop.
+    """
+
+    def __init__(self, hours: float | None, clips_left: int, clock: Callable[[], float] = time.monotonic):
+        self.clock, self.left = clock, clips_left
+        self.deadline = None if hours is None else clock() + hours * 3600 * MARGIN
+        self.rung, self.seconds = 0, []
+
+    @property
+    def frames(self) -> int:
+        """Frames to read of the next clip."""
+        return FRAME_LADDER[self.rung]
+
+    @property
+    def exhausted(self) -> bool:
+        """True when the next clip would end after the deadline."""
+        if self.deadline is None:
+            return False
+        return self.clock() + (max(self.seconds[-10:]) if self.seconds else 0.0) > self.deadline
+
+    def finished(self, seconds: float) -> None:
+        """Count one clip that took ``seconds``, and step down if the rest would not fit."""
+        self.left -= 1
+        self.seconds.append(seconds)
+        if self.deadline is None or self.rung == len(FRAME_LADDER) - 1:
+            return
+        recent = self.seconds[-10:]
+        if self.clock() + self.left * sum(recent) / len(recent) > self.deadline:
+            self.rung, self.seconds = self.rung + 1, []
+
+
+def score_clips(
+    clips: pd.DataFrame,
+    predict: Callable[[str, Path | None, int], dict],
+    output_csv: str | Path,
+    prior: float,
+    fingerprint: str,
+    hours: float | None = None,
+    progress: bool = True,
+) -> pd.DataFrame:
+    """Write ``filename,label`` for every clip, whatever happens.
+
+    Every row is there from the start with the prior; each finished clip replaces its row, by an atomic rename, and
+    adds a line to the journal ``<output>.journal``. Called again, it goes on where it was stopped.
+
+    Args:
+        clips: as :func:`kaggle_utils.dataset.clips_to_score` gives them.
+        predict: ``(filename, path, frames) -> dict`` with ``probability``; all entries go into the journal.
+        output_csv: the file to write.
+        prior: label of a clip that is not scored.
+        fingerprint: names the models and settings that produced a journal.
+        hours: time budget, or None.
+        progress: show a progress bar.
+
+    Returns:
+        the table that was written, with the journal's entries as further columns.
+    """
+    output_csv = Path(output_csv)
+    output_csv.parent.mkdir(parents=True, exist_ok=True)
+    journal = Journal(output_csv.with_name(output_csv.name + ".journal"), fingerprint)
+    waiting = clips[~clips["filename"].isin(journal.finished)]
+    guard = TimeGuard(hours, len(waiting))
+    _write(output_csv, clips, journal, prior)
+    bar = tqdm(waiting.itertuples(), total=len(waiting), desc="clips", unit="clip", disable=not progress)
+    for clip in bar:
+        if guard.exhausted:
+            tqdm.write(f"time budget of {hours} h used up: {len(waiting) - bar.n} clips keep the prior {prior}")
+            break
+        started = time.monotonic()
+        journal.add({"filename": clip.filename, **predict(clip.filename, clip.path, guard.frames)})
+        guard.finished(time.monotonic() - started)
+        _write(output_csv, clips, journal, prior)
+    return _table(clips, journal, prior)
+
+
+def _table(clips: pd.DataFrame, journal: Journal, prior: float) -> pd.DataFrame:
+    rows = [journal.finished.get(name, {"probability": prior}) for name in clips["filename"]]
+    verdicts = pd.DataFrame(rows).drop(columns="filename", errors="ignore")
+    table = clips.rename(columns={"label": "truth"}).reset_index(drop=True).join(verdicts)
+    return table.assign(label=table["probability"].round(DECIMALS))
+
+
+def _write(output_csv: Path, clips: pd.DataFrame, journal: Journal, prior: float) -> None:
+    lines = ["filename,label"]
+    for name in clips["filename"]:
+        label = journal.finished.get(name, {}).get("probability", prior)
+        quoted = '"' + name.replace('"', '""') + '"' if any(mark in name for mark in ',"\n\r') else name
+        lines.append(f"{quoted},{label:.{DECIMALS}f}")
+    _replace(output_csv, ("\n".join(lines) + "\n").encode("utf-8", "surrogateescape"))
+
+
+def _replace(path: Path, content: bytes) -> None:
+    """Write a file so that a reader finds the old content or the new, never a part."""
+    partial = path.with_name(path.name + ".partial")
+    partial.write_bytes(content)
+    os.replace(partial, path)

@@ -1,0 +1,263 @@
+"""From a clip to its voice: samples at a known rate, made alike in level, band and edges; spectrograms.
+
+Sound is read through moviepy's ffmpeg, which also resamples. ``AudioFileClip(path, fps=...)`` is not used:
+``to_soundarray`` returns a constant on moviepy 2.2 and fails on 1.0.3 with numpy 2, and taking every n-th sample, as
+it does for a lower rate, folds what lies above the new band back into it.
+"""
+
+import math
+import subprocess
+from fractions import Fraction
+from pathlib import Path
+
+import numpy as np
+from scipy import fft, signal
+
+from .video import CONTAINERS, MP4_BOXES, UnreadableClip
+
+REFERENCE_RATE = 8000  # Hz, of the study's 1D network
+REFERENCE_SAMPLES = 30000
+SAMPLE_RATE = 16000  # Hz, of the spectrogram networks: vocoders leave traces above 4 kHz
+WINDOW_SAMPLES = 64600  # 4.04 s, the input of RawNet2 and AASIST
+SILENCE = 10 ** (-60 / 20)  # peak of full scale (−60 dBFS)
+SPEECH_LEVEL = 10 ** (-26 / 20)  # RMS of full scale (−26 dBov, as ITU-T P.56 material is played)
+LOUDEST_TO_EDGE = 10 ** (-35 / 20)  # an edge frame this far under the loudest frame is silence
+LONGEST = 600.0  # s
+
+DEMUXERS = f"{CONTAINERS},wav,flac,mp3,aac,aiff,caf,au"
+MAGIC = (b"RIFF", b"\x1aE\xdf\xa3", b"OggS", b"fLaC", b"ID3", b"\xff\xfb", b"\xff\xf3", b"\xff\xf2", b"\xff\xf1",
+         b"\xff\xf9", b"FLV", b"0&\xb2u", b"\x00\x00\x01\xba", b"\x00\x00\x01\xb3", b"G", b"FORM", b"caff", b".snd")
+
+
+# --- reading --------------------------------------------------------------------------------------------------------
+def read_voice(path: str | Path, sample_rate: int = SAMPLE_RATE, seconds: float | None = LONGEST) -> np.ndarray | None:
+    """The sound track of a clip, all channels mixed to one.
+
+    Args:
+        path: a clip or a sound file.
+        sample_rate: in Hz; ffmpeg resamples with a low-pass filter.
+        seconds: how much is read from the start, None: all of it (64 kB a second at 16 kHz).
+
+    Returns:
+        float32 (T,) in [-1, 1], or None when the clip has no sound track, which is a normal case.
+
+    Raises:
+        UnreadableClip: not a clip or sound file, or its sound track cannot be decoded.
+    """
+    samples = _decode(Path(path), sample_rate, 1, seconds)
+    return None if samples is None else samples[:, 0]
+
+
+def read_reference_voice(path: str | Path) -> np.ndarray | None:
+    """The study's input (its figure 1): left channel at 8 kHz, the first 3.75 s, zeros behind a shorter one.
+
+    Returns:
+        float32 (30000, 1) in [-1, 1], or None when the clip has no sound track.
+
+    Raises:
+        UnreadableClip: as :func:`read_voice`.
+    """
+    samples = _decode(Path(path), REFERENCE_RATE, 2, REFERENCE_SAMPLES / REFERENCE_RATE)
+    return None if samples is None else fixed_length(samples[:, 0], REFERENCE_SAMPLES)[:, None]
+
+
+def fixed_length(samples: np.ndarray, length: int) -> np.ndarray:
+    """The first ``length`` samples (T,), zeros behind a shorter one."""
+    return np.pad(samples[:length], (0, max(0, length - len(samples))))
+
+
+def _decode(path: Path, sample_rate: int, channels: int, seconds: float | None) -> np.ndarray | None:
+    """Samples float32 (T, channels), or None without a sound track."""
+    from moviepy.config import FFMPEG_BINARY  # the same name in moviepy 1.0.3 and 2.2
+
+    _check_container(path)
+    command = [FFMPEG_BINARY, "-v", "error", "-nostdin", "-protocol_whitelist", "file", "-format_whitelist", DEMUXERS,
+               "-i", str(path.resolve()), "-vn", "-sn", "-dn", "-ac", str(channels), "-ar", str(sample_rate)]
+    command += [] if seconds is None else ["-t", str(seconds)]
+    # errors are not kept: a damaged track writes more of them than a pipe holds, and ffmpeg would wait for ever
+    decoded = subprocess.run([*command, "-f", "s16le", "-"], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, check=False)
+    samples = np.frombuffer(decoded.stdout[: len(decoded.stdout) // (2 * channels) * 2 * channels], "<i2")
+    if len(samples):
+        return (samples / np.float32(32768)).reshape(-1, channels)
+    if _has_sound_track(path):
+        raise UnreadableClip(path, "its sound track cannot be decoded")
+    return None
+
+
+def _check_container(path: Path) -> None:
+    """Only clips and sound files: a playlist under a clip's name would lead ffmpeg to other files."""
+    with open(path, "rb") as file:
+        start = file.read(16)
+    if not (start.startswith(MAGIC) or start[4:8] in MP4_BOXES):
+        raise UnreadableClip(path, f"found {start[:8]!r}, expected a clip or sound file" if start else "the file is empty")
+
+
+def _has_sound_track(path: Path) -> bool:
+    from moviepy.video.io.ffmpeg_reader import ffmpeg_parse_infos
+
+    try:
+        return bool(ffmpeg_parse_infos(str(path.resolve()))["audio_found"])
+    except OSError as error:  # moviepy's message is ffmpeg's whole output
+        raise UnreadableClip(path, "ffmpeg finds no clip or sound in it") from error
+
+
+# --- making voices alike --------------------------------------------------------------------------------------------
+def to_mono(samples: np.ndarray, sample_rate: int, target_rate: int = SAMPLE_RATE) -> np.ndarray:
+    """One channel at ``target_rate``.
+
+    Args:
+        samples: (T,) or (T, channels), float in [-1, 1] or integers, which are divided by full scale.
+        sample_rate, target_rate: in Hz.
+
+    Returns:
+        float32 (T · target_rate / sample_rate,).
+
+    Raises:
+        ValueError: another shape or type, a value that is not finite, or a rate that is not positive.
+    """
+    samples = np.asarray(samples)
+    if samples.ndim not in (1, 2) or (samples.ndim == 2 and samples.shape[0] < samples.shape[1]):
+        raise ValueError(f"samples: found shape {samples.shape}, expected (T,) or (T, channels)")
+    if sample_rate <= 0 or target_rate <= 0:
+        raise ValueError(f"sampling rates: found {sample_rate} and {target_rate} Hz, expected positive ones")
+    mono = _to_float(samples)
+    mono = mono.mean(axis=1) if mono.ndim == 2 else mono
+    if not np.isfinite(mono).all():
+        raise ValueError("samples: found NaN or infinity, expected finite values")
+    if sample_rate == target_rate or not len(mono):
+        return mono
+    ratio = Fraction(target_rate / sample_rate).limit_denominator(2000)
+    return signal.resample_poly(mono, ratio.numerator, ratio.denominator, window=("kaiser", 8.0)).astype(np.float32)
+
+
+def _to_float(samples: np.ndarray) -> np.ndarray:
+    if samples.dtype == np.uint8:  # WAV's 8 bit has its zero at 128
+        return (samples.astype(np.float32) - 128) / 128
+    if np.issubdtype(samples.dtype, np.signedinteger):
+        return (samples / -float(np.iinfo(samples.dtype).min)).astype(np.float32)
+    if np.issubdtype(samples.dtype, np.floating):
+        return samples.astype(np.float32)
+    raise ValueError(f"samples: found type {samples.dtype}, expected float, signed integers or uint8")
+
+
+def is_silent(samples: np.ndarray) -> bool:
+    """Whether nothing in float samples (T,) rises above −60 dBFS, a constant offset left aside."""
+    return not len(samples) or bool(np.abs(samples - samples.mean()).max() < SILENCE)
+
+
+def canonical(samples: np.ndarray, rate: int) -> np.ndarray:
+    """A voice without what tells recordings, files or generators apart for the wrong reason.
+
+    Band 60 Hz to 0.45 × rate (DC, hum and the edges of resamplers go), silence at both ends cut off, RMS −26 dBFS.
+    The same for bona fide and spoofed speech, in training and in scoring: silence, level and file format alone
+    separate the classes of some data sets (Müller et al. 2021).
+
+    Args:
+        samples: float (T,).
+        rate: in Hz.
+
+    Returns:
+        float32 (up to T,); empty when ``samples`` are silent.
+    """
+    if is_silent(samples):
+        return np.zeros(0, np.float32)
+    band = signal.butter(4, (60, 0.45 * rate), "bandpass", fs=rate, output="sos")
+    filtered = signal.sosfilt(band, samples - samples.mean())
+    start, stop = _voiced_span(filtered, rate)
+    voiced = filtered[start:stop]
+    rms = math.sqrt(np.mean(np.square(voiced)))
+    return (voiced * (SPEECH_LEVEL / max(rms, 1e-9))).astype(np.float32)
+
+
+def _voiced_span(samples: np.ndarray, rate: int) -> tuple[int, int]:
+    """From the first to the last frame of 20 ms within 35 dB of the loudest."""
+    frame = min(rate // 50, len(samples))
+    energy = np.square(samples[: len(samples) // frame * frame]).reshape(-1, frame).mean(axis=1)
+    loud = np.flatnonzero(energy >= energy.max() * LOUDEST_TO_EDGE**2)
+    return loud[0] * frame, (loud[-1] + 1) * frame
+
+
+def windows(samples: np.ndarray, length: int = WINDOW_SAMPLES, most: int = 8) -> np.ndarray:
+    """Windows of one length that cover a voice: a long one is split evenly, a short one repeated.
+
+    Args:
+        samples: (T,), not empty.
+        most: no more windows than this, evenly spread, so that a long clip costs no more than half a minute of sound.
+
+    Returns:
+        (n, length); one after the other, overlapping as far as needed for the last to end with the voice.
+    """
+    if len(samples) <= length:
+        return np.resize(samples, (1, length))
+    count = min(-(-len(samples) // length), most)
+    starts = np.linspace(0, len(samples) - length, count).round().astype(int)
+    return np.stack([samples[start : start + length] for start in starts])
+
+
+def network_windows(samples: np.ndarray, sample_rate: int, reference: bool = False) -> np.ndarray | None:
+    """What a voice network takes, from samples of any rate (see :func:`to_mono`).
+
+    Args:
+        reference: for the study's network, (n, 30000, 1) at 8 kHz, else (n, 64600) at 16 kHz.
+
+    Returns:
+        float32 windows of the canonical voice, or None when it is silent.
+    """
+    rate = REFERENCE_RATE if reference else SAMPLE_RATE
+    mono = to_mono(samples, sample_rate, rate)
+    if is_silent(mono):
+        return None
+    voice = canonical(mono, rate)
+    return windows(voice, REFERENCE_SAMPLES)[..., None] if reference else windows(voice)
+
+
+# --- spectrograms ---------------------------------------------------------------------------------------------------
+def log_power(samples: np.ndarray, rate: int, fft_length: int = 512, hop: int = 160) -> tuple[np.ndarray, ...]:
+    """Short-time power spectrum in dB relative to its loudest bin, floor −80 dB (Hann windows, centred).
+
+    Returns:
+        levels float32 (fft_length / 2 + 1, frames), times (frames,) in s, frequencies in Hz.
+    """
+    levels = _decibels(_power(samples, fft_length, hop))
+    return levels, np.arange(levels.shape[1]) * hop / rate, np.linspace(0, rate / 2, fft_length // 2 + 1)
+
+
+def log_mel(samples: np.ndarray, rate: int, bands: int = 80, fft_length: int = 512, hop: int = 160) -> tuple[np.ndarray, ...]:
+    """The same in ``bands`` mel bands: levels (bands, frames), times in s, centre frequencies in Hz."""
+    import librosa
+
+    power = librosa.filters.mel(sr=rate, n_fft=fft_length, n_mels=bands) @ _power(samples, fft_length, hop)
+    centres = librosa.mel_frequencies(bands + 2, fmax=rate / 2)[1:-1]
+    return _decibels(power), np.arange(power.shape[1]) * hop / rate, centres
+
+
+def lfcc(samples: np.ndarray, rate: int, bands: int = 20, fft_length: int = 512, hop: int = 160) -> np.ndarray:
+    """Linear frequency cepstral coefficients with their first and second differences (Sahidullah et al. 2015).
+
+    The front end of the ASVspoof baseline: log energy in ``bands`` evenly spaced triangles, DCT-II.
+
+    Returns:
+        float32 (3 · bands, frames).
+    """
+    filters = triangular_filters(np.linspace(0, rate / 2, bands + 2), rate, fft_length)
+    static = fft.dct(np.log(filters @ _power(samples, fft_length, hop) + 1e-8), axis=0, norm="ortho")
+    slope = np.gradient(static, axis=1)
+    return np.concatenate([static, slope, np.gradient(slope, axis=1)]).astype(np.float32)
+
+
+def triangular_filters(edges: np.ndarray, rate: int, fft_length: int) -> np.ndarray:
+    """Overlapping triangles of height 1 between ``edges`` (bands + 2,) in Hz: (bands, fft_length / 2 + 1)."""
+    frequencies = np.linspace(0, rate / 2, fft_length // 2 + 1)
+    return np.stack([np.interp(frequencies, edges[i : i + 3], (0, 1, 0), 0, 0) for i in range(len(edges) - 2)])
+
+
+def _power(samples: np.ndarray, fft_length: int, hop: int) -> np.ndarray:
+    """(fft_length / 2 + 1, frames)."""
+    padded = np.pad(samples, fft_length // 2, mode="reflect" if len(samples) > fft_length // 2 else "constant")
+    frames = np.lib.stride_tricks.sliding_window_view(padded, fft_length)[::hop]
+    return np.square(np.abs(fft.rfft(frames * signal.get_window("hann", fft_length), axis=1))).T
+
+
+def _decibels(power: np.ndarray) -> np.ndarray:
+    loudest = max(float(power.max()), 1e-10)
+    return (10 * np.log10(np.maximum(power / loudest, 1e-8))).astype(np.float32)

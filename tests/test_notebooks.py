@@ -1,0 +1,40 @@
+"""The notebooks as they are committed: stripped, ordered, readable; and a package that is cheap to import."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+from conftest import ROOT
+
+NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
+LONGEST_CELL = 20
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_notebook_is_stripped_and_readable(path):
+    notebook = json.loads(path.read_text(encoding="utf-8"))
+    cells = notebook["cells"]
+    code = [cell for cell in cells if cell["cell_type"] == "code"]
+    assert notebook["metadata"]["kernelspec"]["name"] == "python3"
+    assert all(not cell["outputs"] and cell["execution_count"] is None for cell in code), "strip the outputs"
+    assert len({cell["id"] for cell in cells}) == len(cells)
+    assert max(len(cell["source"]) for cell in code) <= LONGEST_CELL
+    assert "".join(cells[0]["source"]).startswith(f"# {path.stem[:2]} ")
+    assert sum("parameters" in cell["metadata"].get("tags", []) for cell in code) == 1
+
+
+def test_all_first_cells_are_the_same():
+    cells = [json.loads(path.read_text(encoding="utf-8"))["cells"] for path in NOTEBOOKS]
+    first = {"".join(next(cell["source"] for cell in some if cell["cell_type"] == "code")) for some in cells}
+    assert len(first) == 1
+
+
+def test_training_imports_need_no_tensorflow():
+    modules = ", ".join(f"kaggle_utils.{name}" for name in (
+        "networks", "augment", "training", "metrics", "dataset", "faces", "video", "platform"))
+    code = f"import sys, {modules}; print([n for n in ('tensorflow', 'mtcnn', 'moviepy', 'librosa') if n in sys.modules])"
+    found = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True,
+                           env={**os.environ, "KERAS_BACKEND": "numpy"})
+    assert found.stdout.strip() == "[]"
