@@ -355,7 +355,7 @@ class PlanEpochs(keras.callbacks.Callback):
 
     def on_epoch_begin(self, epoch, logs=None):
         self.batches.epoch = epoch
-        self.began = time.monotonic()
+        self.began = self.first_step = time.monotonic()
 
     def on_train_batch_end(self, batch, logs=None):
         self.bar.update()

@@ -11,7 +11,7 @@ from kaggle_utils import augment
 SIZE = 224
 
 
-def drawn_landmarks(centre=(112, 112), half_width=50, half_height=62):
+def drawn_landmarks(centre=(112, 112), half_width=56, half_height=70):
     """81 landmarks of a frontal face whose outline is an ellipse, in pixels."""
 
     def arc(start, end, count, scale=1.0, at=(0.0, 0.0), stretch=(1.0, 1.0)):
