@@ -23,6 +23,8 @@ import cv2
 import numpy as np
 from tqdm.auto import tqdm
 
+from .vocoders import griffin_lim
+
 VERSION = 1
 MARK = "miniature.json"
 SOUND_RATE = 16000  # Hz, of the synthesis; the clips hold 44.1 kHz AAC as DFDC's do
@@ -451,12 +453,7 @@ def resynthesize(samples: np.ndarray, seed: int = 0) -> np.ndarray:
     Returns:
         float (T,) with the peak of ``samples``.
     """
-    import librosa
-
-    magnitude = np.abs(librosa.stft(samples, n_fft=512))
-    bands = librosa.filters.mel(sr=SOUND_RATE, n_fft=512, n_mels=48, norm=None)
-    smoothed = bands.T @ (bands @ magnitude / bands.sum(axis=1, keepdims=True))
-    voice = librosa.griffinlim(smoothed, n_iter=12, n_fft=512, length=len(samples), random_state=seed)
+    voice = griffin_lim(samples, SOUND_RATE, seed, bands=48, iterations=12, fft_length=512, hop=128)
     return voice / np.abs(voice).max() * np.abs(samples).max()
 
 

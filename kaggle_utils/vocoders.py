@@ -2,7 +2,7 @@
 
 A vocoder takes a recording apart (spectrogram, source and filter) and builds it anew: same words, same speaker, same
 length, another generator. The twin teaches a detector the traces of synthesis and nothing else (Wang and Yamagishi
-2023). These generators need no training; the neural ones are in ``neural_vocoders``.
+2023).
 
 WORLD needs the optional package ``pyworld``.
 """
@@ -39,7 +39,7 @@ def mel_filters(bands: int, rate: int, fft_length: int) -> np.ndarray:
 
 
 def _stft(samples: np.ndarray, fft_length: int, hop: int) -> np.ndarray:
-    """Hann windows, centred: complex (fft_length / 2 + 1, frames). ``hop`` divides ``fft_length`` and is a quarter or less."""
+    """Hann windows, centred: complex (fft_length / 2 + 1, frames); ``hop`` is a quarter of ``fft_length`` or less."""
     padded = np.pad(samples, (fft_length // 2, fft_length // 2 + -len(samples) % hop))
     frames = np.lib.stride_tricks.sliding_window_view(padded, fft_length)[::hop]
     return fft.rfft(frames * signal.get_window("hann", fft_length), axis=1).T
@@ -99,8 +99,9 @@ def _analyse(frame: np.ndarray, rate: int, order: int) -> tuple[np.ndarray, floa
     """Predictor (order + 1,), gain, and the pitch period in samples (0: unvoiced) of a windowed frame."""
     correlation = signal.correlate(frame, frame, method="fft")[len(frame) - 1 :]
     power = correlation[0] + 1e-9
-    weights = linalg.solve_toeplitz(np.concatenate([[power * 1.0001], correlation[1:order]]), correlation[1 : order + 1])
-    gain = np.sqrt(max(power - weights @ correlation[1 : order + 1], 0) / len(frame) * 8 / 3)
+    lags = correlation[1 : order + 1]
+    weights = linalg.solve_toeplitz(np.concatenate([[power * 1.0001], lags[:-1]]), lags)
+    gain = np.sqrt(max(power - weights @ lags, 0) / len(frame) * 8 / 3)  # 8 / 3: the window's loss of power
     low, high = rate // PITCH_HZ[1], min(rate // PITCH_HZ[0], len(frame) - 1)
     period = low + int(np.argmax(correlation[low:high]))
     return np.concatenate([[1], -weights]), gain, period if correlation[period] > 0.35 * power else 0

@@ -75,8 +75,9 @@ def _decode(path: Path, sample_rate: int, channels: int, seconds: float | None) 
                "-i", str(path.resolve()), "-vn", "-sn", "-dn", "-ac", str(channels), "-ar", str(sample_rate)]
     command += [] if seconds is None else ["-t", str(seconds)]
     # errors are not kept: a damaged track writes more of them than a pipe holds, and ffmpeg would wait for ever
-    decoded = subprocess.run([*command, "-f", "s16le", "-"], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, check=False)
-    samples = np.frombuffer(decoded.stdout[: len(decoded.stdout) // (2 * channels) * 2 * channels], "<i2")
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
+    decoded = subprocess.run([*command, "-f", "s16le", "-"], **pipes, check=False).stdout
+    samples = np.frombuffer(decoded[: len(decoded) // (2 * channels) * 2 * channels], "<i2")
     if len(samples):
         return (samples / np.float32(32768)).reshape(-1, channels)
     if _has_sound_track(path):
@@ -223,7 +224,7 @@ def log_power(samples: np.ndarray, rate: int, fft_length: int = 512, hop: int = 
 
 
 def log_mel(samples: np.ndarray, rate: int, bands: int = 80, fft_length: int = 512, hop: int = 160) -> tuple[np.ndarray, ...]:
-    """The same in ``bands`` mel bands: levels (bands, frames), times in s, centre frequencies in Hz."""
+    """The same in ``bands`` mel bands (librosa's): levels (bands, frames), times in s, centre frequencies in Hz."""
     import librosa
 
     power = librosa.filters.mel(sr=rate, n_fft=fft_length, n_mels=bands) @ _power(samples, fft_length, hop)

@@ -141,10 +141,11 @@ def add_twins(voices: Voices, generators: Sequence[str], processes: int = 1, see
 
 def prepared(voices: Voices, rate: int = SAMPLE_RATE, codecs: Sequence[str] = (), copies: int = 0, processes: int = 1,
              seed: int = 0) -> Voices:
-    """All voices at ``rate``, alike in band, edges and level (``voice.canonical``), each with ``copies`` recoded copies."""
+    """All voices at ``rate``, alike in band, edges and level (``voice.canonical``), and ``copies`` recoded ones of each."""
     random = np.random.default_rng(seed)
     chosen = [[None, *random.choice(codecs, copies, replace=False)] if copies else [None] for _ in voices.samples]
-    work = [(samples, voices.rate, rate, codec) for samples, some in zip(voices.samples, chosen, strict=True) for codec in some]
+    work = [(samples, voices.rate, rate, codec)
+            for samples, some in zip(voices.samples, chosen, strict=True) for codec in some]
     made = _pooled(_prepared, work, processes)
     made = [made[i : i + copies + 1] for i in range(0, len(made), copies + 1)]
     return Voices(voices.table, [some[0] for some in made], rate, [some[1:] for some in made])
@@ -183,8 +184,9 @@ def recode(samples: np.ndarray, rate: int, codec: str) -> np.ndarray:
 
 def noisy(samples: np.ndarray, snr: float, seed: int = 0) -> np.ndarray:
     """int16 samples with white noise ``snr`` dB under them."""
-    noise = np.random.default_rng(seed).standard_normal(len(samples))
-    return to_int16((samples + noise * np.sqrt(np.mean(np.square(samples, dtype=np.float64))) * 10 ** (-snr / 20)) / 32768)
+    rms = np.sqrt(np.mean(np.square(samples, dtype=np.float64)))
+    noise = np.random.default_rng(seed).standard_normal(len(samples)) * rms * 10 ** (-snr / 20)
+    return to_int16((samples + noise) / 32768)
 
 
 # --- feeding --------------------------------------------------------------------------------------------------------
@@ -454,7 +456,7 @@ def unheard(voices: Voices, settings: VoiceSettings) -> np.ndarray:
     return np.flatnonzero((voices.table["split"] != "train") | without_twins)
 
 
-def by_generator(scores: pd.DataFrame, interval: bool = False) -> pd.DataFrame:
+def by_generator(scores: pd.DataFrame) -> pd.DataFrame:
     """EER and AUC of each generator against all bona fide voices of ``scores``, and of all together."""
     real = scores[scores["label"] == REAL]
     groups = {"all": scores[scores["label"] == FAKE], **dict(list(scores[scores["label"] == FAKE].groupby("generator")))}
@@ -462,7 +464,8 @@ def by_generator(scores: pd.DataFrame, interval: bool = False) -> pd.DataFrame:
     for name, fakes in groups.items():
         both = pd.concat([real, fakes])
         labels, probabilities = both["label"].to_numpy(), sigmoid(both["logit"].to_numpy())
-        lines[name] = {"voices": len(fakes), "eer": equal_error_rate(labels, probabilities), "auc": auc(labels, probabilities)}
+        lines[name] = {"voices": len(fakes), "eer": equal_error_rate(labels, probabilities),
+                       "auc": auc(labels, probabilities)}
     return pd.DataFrame(lines).T
 
 
@@ -489,5 +492,5 @@ def load_run(path: str | Path, settings: VoiceSettings) -> keras.Model:
 
 
 # --- the study's network --------------------------------------------------------------------------------------------
-REFERENCE = VoiceSettings(name="voice_cnn", network="voice_cnn", network_options={}, epochs=60, steps=100, batch_size=32,
+REFERENCE = VoiceSettings(name="voice_cnn", network="voice_cnn", epochs=60, steps=100, batch_size=32,
                           learning_rate=3e-4, shortened=0.0)

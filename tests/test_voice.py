@@ -69,7 +69,7 @@ def test_reference_voice_is_the_left_channel_padded_with_zeros(clips):
     assert samples.shape == (30000, 1) and samples.dtype == np.float32
     left = 0.5 * chirp(np.arange(SECONDS * 8000) / 8000)
     assert np.corrcoef(samples[2000:22000, 0], left[2000:22000])[0, 1] > 0.99
-    assert np.abs(samples[: 20000]).max() == pytest.approx(0.5, abs=0.06)
+    assert np.abs(samples[:20000]).max() == pytest.approx(0.5, abs=0.06)
     assert not samples[int((SECONDS + 0.1) * 8000) :].any()
 
 
