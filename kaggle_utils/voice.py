@@ -97,9 +97,12 @@ def _has_sound_track(path: Path) -> bool:
     from moviepy.video.io.ffmpeg_reader import ffmpeg_parse_infos
 
     try:
-        return bool(ffmpeg_parse_infos(str(path.resolve()))["audio_found"])
+        found = ffmpeg_parse_infos(str(path.resolve()))
     except OSError as error:  # moviepy's message is ffmpeg's whole output
         raise UnreadableClip(path, "ffmpeg finds no clip or sound in it") from error
+    if not (found["audio_found"] or found["video_found"]):
+        raise UnreadableClip(path, "ffmpeg finds no clip or sound in it")
+    return found["audio_found"]
 
 
 # --- making voices alike --------------------------------------------------------------------------------------------

@@ -44,16 +44,21 @@ def level_at(samples: np.ndarray, rate: int, frequency: float) -> float:
     return 2 * abs(np.mean(middle * np.hanning(len(middle)) * np.exp(-2j * np.pi * frequency * times))) * 2
 
 
+def without_tone(samples: np.ndarray, rate: int) -> np.ndarray:
+    """Nothing above 5 kHz."""
+    spectrum = np.fft.rfft(samples)
+    spectrum[np.fft.rfftfreq(len(samples), 1 / rate) > 5000] = 0
+    return np.fft.irfft(spectrum, len(samples))
+
+
 @pytest.mark.parametrize("rate", [8000, 16000])
 def test_chirp_is_read_at_its_frequency_in_every_quarter(clips, rate):
     samples = voice.read_voice(clips / "sound.mp4", rate)
     assert samples.dtype == np.float32 and samples.ndim == 1
     assert abs(len(samples) - SECONDS * rate) < 0.1 * rate
-    for quarter in np.array_split(np.arange(SECONDS * rate), 4):
-        times = quarter / rate
-        heard = samples[quarter] - 0.125 * np.sin(2 * np.pi * 7000 * times) * (rate > 14000)
-        matched = max(np.abs(np.corrcoef(heard, chirp(times + shift / rate))[0, 1]) for shift in range(-2, 3))
-        assert matched > 0.99
+    left = without_tone(samples[: int(0.98 * SECONDS * rate)], rate)
+    for quarter in np.array_split(np.arange(len(left)), 4):
+        assert np.corrcoef(left[quarter], chirp(quarter / rate))[0, 1] > 0.99
 
 
 def test_what_lies_above_the_new_band_vanishes_and_does_not_fold_back(clips):
@@ -64,13 +69,12 @@ def test_what_lies_above_the_new_band_vanishes_and_does_not_fold_back(clips):
     assert level_at(tone, 8000, 1000) < 1e-3  # 8 − 7 kHz
 
 
-@pytest.mark.xfail(reason="known defect: the level of the left channel is not kept", raises=AssertionError)
 def test_reference_voice_is_the_left_channel_padded_with_zeros(clips):
     samples = voice.read_reference_voice(clips / "sound.mp4")
     assert samples.shape == (30000, 1) and samples.dtype == np.float32
     left = 0.5 * chirp(np.arange(SECONDS * 8000) / 8000)
     assert np.corrcoef(samples[2000:22000, 0], left[2000:22000])[0, 1] > 0.99
-    assert np.abs(samples[:20000]).max() == pytest.approx(0.5, abs=0.06)
+    assert np.std(samples[2000:22000]) == pytest.approx(0.5 / np.sqrt(2), rel=0.02)  # AAC overshoots the peak at its edges
     assert not samples[int((SECONDS + 0.1) * 8000) :].any()
 
 
