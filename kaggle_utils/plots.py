@@ -69,7 +69,7 @@ def contact_sheet(images: Sequence[np.ndarray], titles: Sequence[str] | None = N
     columns = min(columns, len(images))
     rows = -(-len(images) // columns)
     ratio = float(np.median([image.shape[0] / image.shape[1] for image in images]))
-    height = rows * cell * (ratio + 0.2 * (titles is not None)) + 0.5 * bool(title) + 0.3 * bool(borders)
+    height = rows * (cell * ratio + 0.36 * (titles is not None)) + 0.5 * bool(title) + 0.3 * bool(borders)
     figure, axes = _figure(rows, columns, (columns * cell, height), title)
     for axis in axes.flat[len(images):]:
         axis.axis("off")
