@@ -150,19 +150,16 @@ class Detector:
             frames: how many frames to read, evenly spread; fewer than ten are repeated to ten rows.
 
         Returns:
-            a :class:`Verdict`; a clip that cannot be read gets the prior and a warning that says why.
+            a :class:`Verdict`. Where the picture cannot be read the voice alone decides, and where neither can, the
+            prior stands; a warning names the file and says why.
         """
         return self.examine(path, frames)[0]
 
     def examine(self, path: str | Path, frames: int = FRAMES) -> tuple[Verdict, list[faces.FaceCrops]]:
         """As :meth:`predict`, with the crops of each tracked person that the verdict rests on."""
-        path = Path(path)
-        try:
-            clip = video.read_frames(path, frames)
-        except video.UnreadableClip as error:
-            return Verdict(self.prior, warnings=[str(error)]), []
-        warnings = list(clip.warnings)
-        people = faces.extract_faces(clip.images, self.finder)
+        path, warnings = Path(path), []
+        clip = self._look(path, frames, warnings)
+        people = faces.extract_faces(clip.images, self.finder) if clip else []
         heard = self._hear(path, warnings)
         seen = [self._run_face(person.images) for person in people]
         return self._verdict(path, clip, people, seen, heard, warnings), people
@@ -203,6 +200,17 @@ class Detector:
         fingerprint = f"{self.fingerprint} prior {self.prior}"
         return score_clips(clips, verdict_of, output_csv, self.prior, fingerprint, hours, progress)
 
+    @staticmethod
+    def _look(path: Path, frames: int, warnings: list[str]) -> video.Frames | None:
+        """The frames of a clip, or None with a warning."""
+        try:
+            clip = video.read_frames(path, frames)
+        except video.UnreadableClip as error:
+            warnings.append(f"{error}; the picture was not analysed")
+            return None
+        warnings += clip.warnings
+        return clip
+
     def _hear(self, path: Path, warnings: list[str]) -> dict | None:
         """The voice network's outputs for a clip, or None with a warning."""
         try:
@@ -222,13 +230,18 @@ class Detector:
         """Join what was seen and heard: one curve for each person, and the most suspicious person's score."""
         masks = [np.array([source != "fallback" for source in person.sources]) for person in people]
         logits = [fusion.pooled(outputs["logit"][:, 0], mask) for outputs, mask in zip(seen, masks, strict=True)]
-        main = int(np.nanargmax(logits)) if not np.all(np.isnan(logits)) else 0
-        if math.isnan(logits[main]):
-            warnings.append(f"{path.name}: no face found in {len(clip.images)} frames, the voice alone decides")
-        fused = self.fuse(seen[main], masks[main], heard, self.prior)
+        main = max((index for index, logit in enumerate(logits) if not math.isnan(logit)), key=lambda index: logits[index],
+                   default=None)
+        if main is None:
+            searched = f"no face found in {len(clip.images)} frames, " if clip else ""
+            outcome = "the prior stands" if heard is None else "the voice alone decides"
+            warnings.append(f"{path.name}: {searched}{outcome}")
+        face, mask = self._no_face() if main is None else (seen[main], masks[main])
+        known = main is not None or heard is not None
+        fused = np.clip(self.fuse(face, mask, heard, self.prior), *self.calibration.limits) if known else self.prior
         return Verdict(
-            probability=float(np.clip(fused, *self.calibration.limits)),
-            face=float(self._probability(logits[main], "face")),
+            probability=float(fused),
+            face=math.nan if main is None else float(self._probability(logits[main], "face")),
             voice=math.nan if heard is None else float(self._probability(heard["logit"].mean(), "voice")),
             frames=[row for rows in map(self._frame_rows, [clip] * len(people), people, seen) for row in rows],
             tracks=[
@@ -238,6 +251,11 @@ class Detector:
             ],
             warnings=warnings,
         )
+
+    def _no_face(self) -> tuple[dict[str, np.ndarray], np.ndarray]:
+        """What the fusion takes for a clip that shows no face: zeros, and a mask that leaves them out."""
+        outputs = {name: np.zeros((faces.ROWS, *tensor.shape[1:]), np.float32) for name, tensor in self.face.output.items()}
+        return outputs, np.zeros(faces.ROWS, bool)
 
     def _frame_rows(self, clip, person, outputs) -> list[dict]:
         probabilities = self._probability(outputs["logit"][:, 0], "crop")

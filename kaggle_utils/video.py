@@ -146,7 +146,7 @@ def _read(
 def _open(path: str | Path) -> Iterator[cv2.VideoCapture]:
     """An open capture of a regular file in a known container, closed at the end."""
     path = Path(path)
-    _check_file(path)
+    check_file(path)
     os.environ["OPENCV_FFMPEG_CAPTURE_OPTIONS"] = CAPTURE_OPTIONS  # read by OpenCV at each opening
     capture = cv2.VideoCapture(str(path.resolve()), cv2.CAP_FFMPEG)
     try:
@@ -158,8 +158,12 @@ def _open(path: str | Path) -> Iterator[cv2.VideoCapture]:
         capture.release()
 
 
-def _check_file(path: Path) -> None:
-    """Refuse what must not reach OpenCV: it crashes on a name that is not UTF-8 and waits for ever at a pipe."""
+def check_file(path: Path) -> None:
+    """Refuse what must not reach a decoder: OpenCV crashes on a name that is not UTF-8, and waits for ever at a pipe.
+
+    Raises:
+        UnreadableClip: missing, empty, not a regular file, not permitted, or of such a name.
+    """
     if not path.is_file():
         raise UnreadableClip(path, "not a regular file" if path.exists() else "no such file")
     try:

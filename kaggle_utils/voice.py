@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 from scipy import fft, signal
 
-from .video import CONTAINERS, MP4_BOXES, UnreadableClip
+from .video import CONTAINERS, MP4_BOXES, UnreadableClip, check_file
 
 REFERENCE_RATE = 8000  # Hz, of the study's 1D network
 REFERENCE_SAMPLES = 30000
@@ -87,10 +87,11 @@ def _decode(path: Path, sample_rate: int, channels: int, seconds: float | None) 
 
 def _check_container(path: Path) -> None:
     """Only clips and sound files: a playlist under a clip's name would lead ffmpeg to other files."""
+    check_file(path)
     with open(path, "rb") as file:
         start = file.read(16)
     if not (start.startswith(MAGIC) or start[4:8] in MP4_BOXES):
-        raise UnreadableClip(path, f"found {start[:8]!r}, expected a clip or sound file" if start else "the file is empty")
+        raise UnreadableClip(path, f"found {start[:8]!r}, expected a clip or sound file")
 
 
 def _has_sound_track(path: Path) -> bool:

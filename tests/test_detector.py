@@ -2,11 +2,15 @@
 
 import json
 import math
+import os
+import re
 import shutil
+import subprocess
 
 import numpy as np
 import pandas as pd
 import pytest
+from imageio_ffmpeg import get_ffmpeg_exe
 
 from kaggle_utils import Detector, Verdict, dataset, fusion
 from kaggle_utils.miniature import clip_facts
@@ -52,20 +56,71 @@ def test_every_kind_of_clip_is_scored(detector, clips, miniature):
         assert math.isnan(verdict.face) == (not facts["faces"])
 
 
-def test_folder_gives_a_row_for_each_clip_and_a_warning_for_the_broken(detector, clips, tmp_path):
-    folder = tmp_path / "clips"
-    folder.mkdir()
+@pytest.fixture(scope="module")
+def damaged(detector, clips, tmp_path_factory):
+    """Copies of one clip, whole and damaged in different ways, scored as a folder: the table by file name."""
+    folder = tmp_path_factory.mktemp("damaged")
     whole = clips["path"].iloc[0]
     shutil.copy(whole, folder / "whole.mp4")
-    (folder / "cut.mp4").write_bytes(whole.read_bytes()[:2000])
     (folder / "empty.mp4").touch()
     (folder / "text.mp4").write_text("not a video")
-    table = detector.predict_folder(folder, tmp_path / "submission.csv", progress=False).set_index("filename")
-    for name in ("cut.mp4", "empty.mp4", "text.mp4"):
-        assert table.loc[name, "label"] == 0.5
-        assert name in table.loc[name, "warnings"][0]
-    assert table.loc["whole.mp4", "label"] == pytest.approx(detector.predict(whole).probability, abs=1e-5)
-    assert pd.read_csv(tmp_path / "submission.csv")["label"].between(0, 1).all()
+    (folder / "cut.mp4").write_bytes(whole.read_bytes()[:2000])
+    ffmpeg(whole, folder / "half.mp4", "-c", "copy", "-movflags", "+faststart")  # its index comes first
+    content = (folder / "half.mp4").read_bytes()
+    (folder / "half.mp4").write_bytes(content[: len(content) // 2])
+    ffmpeg(whole, folder / "noise.mp4", "-c", "copy", "-bsf:v", "noise=amount=1")  # no byte of the picture is left
+    ffmpeg(whole, folder / "sound.mp4", "-c", "copy", "-vn")
+    ffmpeg(folder / "noise.mp4", folder / "mute.mp4", "-c", "copy", "-an")
+    return detector.predict_folder(folder, folder / "out" / "submission.csv", progress=False).set_index("filename")
+
+
+def ffmpeg(source, target, *options):
+    command = [get_ffmpeg_exe(), "-v", "error", "-y", "-i", source, *options, target]
+    subprocess.run(list(map(str, command)), check=True, stdin=subprocess.DEVNULL)
+
+
+def test_every_clip_of_a_folder_has_a_row(damaged):
+    assert len(damaged) == 8 and damaged["label"].between(0, 1).all()
+    written = pd.read_csv(damaged["path"].iloc[0].parent / "out" / "submission.csv", index_col="filename")
+    assert written["label"].to_dict() == damaged["label"].to_dict()
+
+
+@pytest.mark.parametrize(("name", "reason"), [
+    ("empty.mp4", "empty file"), ("text.mp4", "not a video"), ("cut.mp4", "cut before its index"),
+    ("mute.mp4", "without a picture track that decodes"),
+])
+def test_what_can_be_neither_seen_nor_heard_gets_the_prior_and_a_reason(damaged, name, reason):
+    row = damaged.loc[name]
+    assert row["label"] == 0.5 and pd.isna(row["face"]) and pd.isna(row["voice"]) and not row["frames"]
+    assert name in row["warnings"][0] and reason in row["warnings"][0]
+    assert row["warnings"][-1] == f"{name}: the prior stands"
+
+
+@pytest.mark.parametrize(("name", "reason"), [("noise.mp4", "no frame decodes"), ("sound.mp4", "without a picture track")])
+def test_a_voice_without_a_picture_is_scored(damaged, name, reason):
+    row, whole = damaged.loc[name], damaged.loc["whole.mp4"]
+    assert row["voice"] == pytest.approx(whole["voice"], abs=1e-5)
+    assert row["label"] not in (0.5, whole["label"]) and pd.isna(row["face"]) and not row["frames"] and not row["tracks"]
+    assert name in row["warnings"][0] and reason in row["warnings"][0]
+    assert row["warnings"][-1] == f"{name}: the voice alone decides"
+
+
+def test_a_clip_of_which_some_frames_decode_is_scored_from_those(damaged):
+    row, whole = damaged.loc["half.mp4"], damaged.loc["whole.mp4"]
+    assert any(re.match(r"half\.mp4: \d+ frames decode of the \d+", warning) for warning in row["warnings"])
+    assert len(row["frames"]) == 10 and row["face"] == pytest.approx(whole["face"], abs=0.3)
+    assert max(frame["time_s"] for frame in row["frames"]) < 0.8 * max(frame["time_s"] for frame in whole["frames"])
+
+
+def test_a_folder_is_scored_like_its_clips(detector, damaged):
+    verdict, row = detector.predict(damaged.loc["whole.mp4", "path"]), damaged.loc["whole.mp4"]
+    assert row["label"] == pytest.approx(verdict.probability, abs=1e-5) and row["warnings"] == verdict.warnings == []
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="named pipes are a POSIX thing")
+def test_a_named_pipe_does_not_block(detector, tmp_path):
+    os.mkfifo(tmp_path / "pipe.mp4")
+    assert detector.predict(tmp_path / "pipe.mp4").probability == 0.5
 
 
 def test_score_faces(detector):
