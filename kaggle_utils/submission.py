@@ -96,7 +96,8 @@ def score_clips(
     """Write ``filename,label`` for every clip, whatever happens.
 
     Every row is there from the start with the prior; each finished clip replaces its row, by an atomic rename, and
-    adds a line to the journal ``<output>.journal``. Called again, it goes on where it was stopped.
+    adds a line to the journal ``<output>.journal``. Called again, it goes on where it was stopped; a clip whose file
+    has changed since is scored again.
 
     Args:
         clips: as :func:`kaggle_utils.dataset.clips_to_score` gives them.
@@ -113,6 +114,8 @@ def score_clips(
     output_csv = Path(output_csv)
     output_csv.parent.mkdir(parents=True, exist_ok=True)
     journal = Journal(output_csv.with_name(output_csv.name + ".journal"), fingerprint)
+    stamps = {clip.filename: _stamp(clip.path) for clip in clips.itertuples()}
+    journal.finished = {name: row for name, row in journal.finished.items() if row.get("stamp") == stamps.get(name)}
     waiting = clips[~clips["filename"].isin(journal.finished)]
     guard = TimeGuard(hours, len(waiting))
     _write(output_csv, clips, journal, prior)
@@ -122,15 +125,23 @@ def score_clips(
             tqdm.write(f"time budget of {hours} h used up: {len(waiting) - bar.n} clips keep the prior {prior}")
             break
         started = time.monotonic()
-        journal.add({"filename": clip.filename, **predict(clip.filename, clip.path, guard.frames)})
+        verdict = predict(clip.filename, clip.path, guard.frames)
+        journal.add({"filename": clip.filename, "stamp": stamps[clip.filename], **verdict})
         guard.finished(time.monotonic() - started)
         _write(output_csv, clips, journal, prior)
     return _table(clips, journal, prior)
 
 
+def _stamp(path: Path | None) -> list[int] | None:
+    """Size in bytes and time of the last change in ns of a file, None where there is none."""
+    if path is None or not path.exists():
+        return None
+    return [path.stat().st_size, path.stat().st_mtime_ns]
+
+
 def _table(clips: pd.DataFrame, journal: Journal, prior: float) -> pd.DataFrame:
     rows = [journal.finished.get(name, {"probability": prior}) for name in clips["filename"]]
-    verdicts = pd.DataFrame(rows).drop(columns="filename", errors="ignore")
+    verdicts = pd.DataFrame(rows).drop(columns=["filename", "stamp"], errors="ignore")
     table = clips.rename(columns={"label": "truth"}).reset_index(drop=True).join(verdicts)
     return table.assign(label=table["probability"].round(DECIMALS))
 

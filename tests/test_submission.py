@@ -56,6 +56,21 @@ def test_a_stopped_run_goes_on_and_ends_with_the_same_bytes(clips, tmp_path):
     assert (tmp_path / "out.csv").read_bytes() == (tmp_path / "whole.csv").read_bytes()
 
 
+def test_a_clip_that_was_replaced_under_its_name_is_scored_again(clips, tmp_path):
+    (tmp_path / "a.mp4").write_bytes(b"first")
+    score_clips(clips, stub, tmp_path / "out.csv", 0.5, "x", progress=False)
+    (tmp_path / "a.mp4").write_bytes(b"another")
+    seen = []
+
+    def sees(name, path, frames):
+        seen.append(name)
+        return {"probability": 0.9, "warnings": []}
+
+    table = score_clips(clips, sees, tmp_path / "out.csv", 0.5, "x", progress=False)
+    assert seen == ["a.mp4"] and table["label"].tolist()[:2] == [0.9, 0.07] and "stamp" not in table
+    assert len(score_clips(clips, sees, tmp_path / "out.csv", 0.5, "x", progress=False)) == 4 and seen == ["a.mp4"]
+
+
 def test_a_journal_of_other_weights_is_not_continued(tmp_path):
     Journal(tmp_path / "j", "old").add({"filename": "a.mp4", "probability": 0.1})
     assert list(Journal(tmp_path / "j", "old").finished) == ["a.mp4"]
