@@ -23,8 +23,6 @@ import cv2
 import numpy as np
 from tqdm.auto import tqdm
 
-from .vocoders import griffin_lim
-
 VERSION = 1
 MARK = "miniature.json"
 SOUND_RATE = 16000  # Hz, of the synthesis; the clips hold 44.1 kHz AAC as DFDC's do
@@ -453,6 +451,8 @@ def resynthesize(samples: np.ndarray, seed: int = 0) -> np.ndarray:
     Returns:
         float (T,) with the peak of ``samples``.
     """
+    from .vocoders import griffin_lim
+
     voice = griffin_lim(samples, SOUND_RATE, seed, bands=48, iterations=12, fft_length=512, hop=128)
     return voice / np.abs(voice).max() * np.abs(samples).max()
 
