@@ -7,12 +7,13 @@ from pathlib import Path
 from . import platform
 
 SHEET_ROWS = 24  # clips on the contact sheet
-TRUTH = {0.0: "   (REAL)", 1.0: "   (FAKE)"}
+TRUTH = {0.0: "REAL", 1.0: "FAKE"}
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run one command; returns the exit code."""
     options = _parser().parse_args(arguments)
+    sys.stdout.reconfigure(errors="backslashreplace")  # a clip's name may be no valid UTF-8
     try:
         options.run(options)
     except (FileNotFoundError, ValueError) as error:
@@ -82,6 +83,7 @@ def summary(table) -> str:
     from . import metrics
 
     shown = table[["filename", "truth", "label", "face", "voice"]]
+    shown = shown.assign(truth=shown["truth"].map(TRUTH)).rename(columns={"label": "P(fake)"})
     lines = [shown.to_string(index=False, float_format="{:.3f}".format, na_rep="–")]
     lines += [f"warning: {warning}" for warnings in table["warnings"] for warning in warnings]
     known = table.dropna(subset="truth")
@@ -99,15 +101,23 @@ def draw(table, output: Path) -> dict[str, Path]:
 
     figures = {"scores": plots.score_distribution(table["label"], table["truth"], title="P(fake) of each clip")}
     strips = output.with_name(output.name + ".faces")
-    shown = [row for row in table.itertuples() if (strips / f"{row.filename}.jpg").is_file()][:SHEET_ROWS]
-    if shown:
+    seen = [row for row in table.itertuples() if (strips / f"{row.filename}.jpg").is_file()]
+    if shown := seen[:SHEET_ROWS]:
         images = [cv2.imread(str(strips / f"{row.filename}.jpg"))[..., ::-1] for row in shown]
-        titles = [f"{row.filename}   P(fake) {row.label:.2f}{TRUTH.get(row.truth, '')}" for row in shown]
-        figures["faces"] = plots.contact_sheet(images, titles, columns=1, title="Ten crops of each clip", cell=9)
+        title = "The ten crops that each answer rests on"
+        title += f", first {len(shown)} of {len(seen)} clips" if len(seen) > len(shown) else ""
+        figures["faces"] = plots.contact_sheet(images, [_caption(row) for row in shown], columns=1, title=title, cell=9)
     paths = {name: output.with_name(f"{name}.png") for name in figures}
     for name, figure in figures.items():
         figure.savefig(paths[name], dpi=110, bbox_inches="tight")
     return paths
+
+
+def _caption(row) -> str:
+    """Name and score of a clip, its label where it is known, and a note where no face was found."""
+    parts = [row.filename, f"P(fake) {row.label:.2f}", TRUTH.get(row.truth, "")]
+    parts.append("" if any(frame["source"] != "fallback" for frame in row.frames) else "no face found")
+    return "   ".join(filter(None, parts))
 
 
 def run_train(options: argparse.Namespace) -> None:

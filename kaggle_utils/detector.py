@@ -170,7 +170,7 @@ class Detector:
 
         Each row stands there from the start with the prior and is replaced when its clip is finished. A journal beside
         the CSV (``<output_csv>.journal``) keeps the verdicts; called again, the run goes on where it was stopped.
-        Beside it, ``<output_csv>.faces/`` keeps the crops of each clip's first person as a small picture.
+        Beside it, ``<output_csv>.faces/`` keeps the ten crops that each answer rests on, as a small picture.
 
         Args:
             folder: a DFDC root (``test_videos`` in the order of ``sample_submission.csv``) or a flat folder of clips,
@@ -191,14 +191,15 @@ class Detector:
             if path is None:
                 return Verdict(self.prior, warnings=[f"{name}: expected a plain file name"]).to_dict()
             verdict, people = self.examine(path, frames)
-            if people:
-                strip = np.concatenate([cv2.resize(crop, (128, 128)) for crop in people[0].images], axis=1)
-                cv2.imwrite(str(strips / f"{name}.jpg"), strip[..., ::-1])
+            _save_strip(strips / f"{name}.jpg", verdict, people)
             return verdict.to_dict()
+
+        def unscored(name: str) -> dict:
+            return Verdict(self.prior, warnings=[f"{name}: not scored in the time budget, the prior stands"]).to_dict()
 
         clips = clips_to_score(folder)
         fingerprint = f"{self.fingerprint} prior {self.prior}"
-        return score_clips(clips, verdict_of, output_csv, self.prior, fingerprint, hours, progress)
+        return score_clips(clips, verdict_of, output_csv, unscored, fingerprint, hours, progress)
 
     @staticmethod
     def _look(path: Path, frames: int, warnings: list[str]) -> video.Frames | None:
@@ -295,6 +296,16 @@ class Detector:
 
     def _probability(self, logit, kind: str):
         return self.calibration.probability(logit, kind, self.prior)
+
+
+def _save_strip(path: Path, verdict: Verdict, people: list[faces.FaceCrops]) -> None:
+    """Write the crops of the most suspicious person side by side, 128 pixels each; no picture where nothing was seen."""
+    path.unlink(missing_ok=True)
+    if people:
+        suspicion = [-1.0 if math.isnan(track["probability"]) else track["probability"] for track in verdict.tracks]
+        crops = people[int(np.argmax(suspicion))].images
+        strip = np.concatenate([cv2.resize(crop, (128, 128), interpolation=cv2.INTER_AREA) for crop in crops], axis=1)
+        cv2.imwrite(str(path), strip[..., ::-1])
 
 
 def _resize(crop: np.ndarray, side: int) -> np.ndarray:

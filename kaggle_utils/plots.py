@@ -178,12 +178,13 @@ def score_distribution(probabilities: Sequence[float], labels: Sequence[int] | N
     groups = {name: scores[(classes == value) & ~np.isnan(scores)]
               for name, value in (("REAL", 0), ("FAKE", 1), ("no label", -1))}
     groups = {name: values for name, values in groups.items() if len(values)}
-    histogram.hist(list(groups.values()), bins=np.linspace(0, 1, bins + 1), stacked=True,
+    histogram.hist(list(groups.values()), bins=np.linspace(0, 1, bins + 1), stacked=True, edgecolor="white",
                    color=[COLOURS[name] for name in groups], label=[f"{n} ({len(v)})" for n, v in groups.items()])
     for level, (name, values) in enumerate(groups.items()):
         strip.plot(values, np.full(len(values), level), "|", color=COLOURS[name], markersize=12)
     histogram.axvline(0.5, color="black", linewidth=0.8, linestyle=":")
     histogram.set(ylabel="clips", xlim=(0, 1))
+    histogram.yaxis.get_major_locator().set_params(integer=True)
     histogram.legend(frameon=False, loc="upper left", bbox_to_anchor=(1, 1))
     strip.set(xlabel="P(fake)", yticks=range(len(groups)), yticklabels=list(groups), ylim=(-0.6, len(groups) - 0.4))
     return figure

@@ -88,7 +88,7 @@ def score_clips(
     clips: pd.DataFrame,
     predict: Callable[[str, Path | None, int], dict],
     output_csv: str | Path,
-    prior: float,
+    unscored: Callable[[str], dict],
     fingerprint: str,
     hours: float | None = None,
     progress: bool = True,
@@ -103,7 +103,7 @@ def score_clips(
         clips: as :func:`kaggle_utils.dataset.clips_to_score` gives them.
         predict: ``(filename, path, frames) -> dict`` with ``probability``; all entries go into the journal.
         output_csv: the file to write.
-        prior: label of a clip that is not scored.
+        unscored: ``(filename) -> dict`` with ``probability``, the row of a clip that is not scored: the prior.
         fingerprint: names the models and settings that produced a journal.
         hours: time budget, or None.
         progress: show a progress bar.
@@ -118,18 +118,18 @@ def score_clips(
     journal.finished = {name: row for name, row in journal.finished.items() if row.get("stamp") == stamps.get(name)}
     waiting = clips[~clips["filename"].isin(journal.finished)]
     guard = TimeGuard(hours, len(waiting))
-    _write(output_csv, clips, journal, prior)
+    _write(output_csv, clips, journal, unscored)
     bar = tqdm(waiting.itertuples(), total=len(waiting), desc="clips", unit="clip", disable=not progress)
     for clip in bar:
         if guard.exhausted:
-            tqdm.write(f"time budget of {hours} h used up: {len(waiting) - bar.n} clips keep the prior {prior}")
+            tqdm.write(f"time budget of {hours} h used up: {len(waiting) - bar.n} clips keep the prior")
             break
         started = time.monotonic()
         verdict = predict(clip.filename, clip.path, guard.frames)
         journal.add({"filename": clip.filename, "stamp": stamps[clip.filename], **verdict})
         guard.finished(time.monotonic() - started)
-        _write(output_csv, clips, journal, prior)
-    return _table(clips, journal, prior)
+        _write(output_csv, clips, journal, unscored)
+    return _table(clips, journal, unscored)
 
 
 def _stamp(path: Path | None) -> list[int] | None:
@@ -139,17 +139,17 @@ def _stamp(path: Path | None) -> list[int] | None:
     return [path.stat().st_size, path.stat().st_mtime_ns]
 
 
-def _table(clips: pd.DataFrame, journal: Journal, prior: float) -> pd.DataFrame:
-    rows = [journal.finished.get(name, {"probability": prior}) for name in clips["filename"]]
+def _table(clips: pd.DataFrame, journal: Journal, unscored: Callable[[str], dict]) -> pd.DataFrame:
+    rows = [journal.finished.get(name) or unscored(name) for name in clips["filename"]]
     verdicts = pd.DataFrame(rows).drop(columns=["filename", "stamp"], errors="ignore")
     table = clips.rename(columns={"label": "truth"}).reset_index(drop=True).join(verdicts)
     return table.assign(label=table["probability"].round(DECIMALS))
 
 
-def _write(output_csv: Path, clips: pd.DataFrame, journal: Journal, prior: float) -> None:
+def _write(output_csv: Path, clips: pd.DataFrame, journal: Journal, unscored: Callable[[str], dict]) -> None:
     lines = ["filename,label"]
     for name in clips["filename"]:
-        label = journal.finished.get(name, {}).get("probability", prior)
+        label = (journal.finished.get(name) or unscored(name))["probability"]
         quoted = '"' + name.replace('"', '""') + '"' if any(mark in name for mark in ',"\n\r') else name
         lines.append(f"{quoted},{label:.{DECIMALS}f}")
     _replace(output_csv, ("\n".join(lines) + "\n").encode("utf-8", "surrogateescape"))

@@ -13,6 +13,7 @@ import pytest
 from imageio_ffmpeg import get_ffmpeg_exe
 
 from kaggle_utils import Detector, Verdict, dataset, fusion
+from kaggle_utils.__main__ import draw, summary
 from kaggle_utils.miniature import clip_facts
 
 
@@ -115,6 +116,13 @@ def test_a_clip_of_which_some_frames_decode_is_scored_from_those(damaged):
 def test_a_folder_is_scored_like_its_clips(detector, damaged):
     verdict, row = detector.predict(damaged.loc["whole.mp4", "path"]), damaged.loc["whole.mp4"]
     assert row["label"] == pytest.approx(verdict.probability, abs=1e-5) and row["warnings"] == verdict.warnings == []
+
+
+def test_clips_that_the_time_budget_leaves_out_keep_the_prior_and_say_so(detector, miniature, tmp_path):
+    table = detector.predict_folder(miniature, tmp_path / "submission.csv", hours=0, progress=False)
+    assert (table["label"] == 0.5).all()
+    assert all(name in warnings[0] for name, warnings in zip(table["filename"], table["warnings"], strict=True))
+    assert "time budget" in summary(table) and set(draw(table, tmp_path / "submission.csv")) == {"scores"}
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="named pipes are a POSIX thing")

@@ -12,12 +12,16 @@ def clips(tmp_path):
     return pd.DataFrame({"filename": names, "path": [tmp_path / name for name in names], "label": [0.0, 1.0, None, None]})
 
 
+def unscored(name):
+    return {"probability": 0.3, "warnings": [f"{name}: not scored"]}
+
+
 def stub(name, path, frames):
     return {"probability": len(name) / 100, "warnings": []}
 
 
 def test_every_clip_has_its_row_with_five_decimals(clips, tmp_path):
-    table = score_clips(clips, stub, tmp_path / "out.csv", 0.5, "x", progress=False)
+    table = score_clips(clips, stub, tmp_path / "out.csv", unscored, "x", progress=False)
     written = pd.read_csv(tmp_path / "out.csv")
     assert written["filename"].tolist() == clips["filename"].tolist()
     assert written["label"].tolist() == pytest.approx([len(name) / 100 for name in clips["filename"]])
@@ -30,11 +34,11 @@ def test_the_file_is_complete_before_the_first_clip_is_done(clips, tmp_path):
         assert len(pd.read_csv(tmp_path / "out.csv")) == len(clips)
         return stub(name, path, frames)
 
-    score_clips(clips, look, tmp_path / "out.csv", 0.5, "x", progress=False)
+    score_clips(clips, look, tmp_path / "out.csv", unscored, "x", progress=False)
 
 
 def test_a_stopped_run_goes_on_and_ends_with_the_same_bytes(clips, tmp_path):
-    score_clips(clips, stub, tmp_path / "whole.csv", 0.5, "x", progress=False)
+    score_clips(clips, stub, tmp_path / "whole.csv", unscored, "x", progress=False)
     seen = []
 
     def stops(name, path, frames):
@@ -44,7 +48,7 @@ def test_a_stopped_run_goes_on_and_ends_with_the_same_bytes(clips, tmp_path):
         return stub(name, path, frames)
 
     with pytest.raises(KeyboardInterrupt):
-        score_clips(clips, stops, tmp_path / "out.csv", 0.5, "x", progress=False)
+        score_clips(clips, stops, tmp_path / "out.csv", unscored, "x", progress=False)
     with (tmp_path / "out.csv.journal").open("ab") as journal:
         journal.write(b'{"filename": "d.mp4", "probab')  # torn by a kill
 
@@ -52,13 +56,13 @@ def test_a_stopped_run_goes_on_and_ends_with_the_same_bytes(clips, tmp_path):
         assert name not in seen
         return stub(name, path, frames)
 
-    score_clips(clips, goes_on, tmp_path / "out.csv", 0.5, "x", progress=False)
+    score_clips(clips, goes_on, tmp_path / "out.csv", unscored, "x", progress=False)
     assert (tmp_path / "out.csv").read_bytes() == (tmp_path / "whole.csv").read_bytes()
 
 
 def test_a_clip_that_was_replaced_under_its_name_is_scored_again(clips, tmp_path):
     (tmp_path / "a.mp4").write_bytes(b"first")
-    score_clips(clips, stub, tmp_path / "out.csv", 0.5, "x", progress=False)
+    score_clips(clips, stub, tmp_path / "out.csv", unscored, "x", progress=False)
     (tmp_path / "a.mp4").write_bytes(b"another")
     seen = []
 
@@ -66,9 +70,9 @@ def test_a_clip_that_was_replaced_under_its_name_is_scored_again(clips, tmp_path
         seen.append(name)
         return {"probability": 0.9, "warnings": []}
 
-    table = score_clips(clips, sees, tmp_path / "out.csv", 0.5, "x", progress=False)
+    table = score_clips(clips, sees, tmp_path / "out.csv", unscored, "x", progress=False)
     assert seen == ["a.mp4"] and table["label"].tolist()[:2] == [0.9, 0.07] and "stamp" not in table
-    assert len(score_clips(clips, sees, tmp_path / "out.csv", 0.5, "x", progress=False)) == 4 and seen == ["a.mp4"]
+    assert len(score_clips(clips, sees, tmp_path / "out.csv", unscored, "x", progress=False)) == 4 and seen == ["a.mp4"]
 
 
 def test_a_journal_of_other_weights_is_not_continued(tmp_path):
@@ -97,5 +101,5 @@ def test_no_budget_keeps_all_frames():
 
 
 def test_what_the_budget_leaves_out_keeps_the_prior(clips, tmp_path):
-    table = score_clips(clips, stub, tmp_path / "out.csv", 0.3, "x", hours=-1, progress=False)
+    table = score_clips(clips, stub, tmp_path / "out.csv", unscored, "x", hours=-1, progress=False)
     assert (table["label"] == 0.3).all()
