@@ -32,10 +32,24 @@ def griffin_lim(samples: np.ndarray, rate: int, seed: int, bands: int | None = 8
     return _istft(magnitude * phase, fft_length, hop, len(samples))
 
 
-def mel_filters(bands: int, rate: int, fft_length: int) -> np.ndarray:
-    """Triangles of height 1, evenly spaced on the mel scale of O'Shaughnessy: (bands, fft_length / 2 + 1)."""
-    edges = 700 * (10 ** (np.linspace(0, 2595 * np.log10(1 + rate / 1400), bands + 2) / 2595) - 1)
+def mel_filters(bands: int, rate: int, fft_length: int, top: float | None = None) -> np.ndarray:
+    """Triangles of height 1, evenly spaced on O'Shaughnessy's mel scale up to ``top`` Hz: (bands, fft_length / 2 + 1)."""
+    edges = 700 * (10 ** (np.linspace(0, 2595 * np.log10(1 + (top or rate / 2) / 700), bands + 2) / 2595) - 1)
     return triangular_filters(edges, rate, fft_length)
+
+
+def mel_corrected(samples: np.ndarray, target: np.ndarray, rate: int, rounds: int = 3, bands: int = 80) -> np.ndarray:
+    """A twin whose mel spectrogram is that of its recording ``target``, as a well-trained vocoder's would be.
+
+    What is left to tell them apart is what the mel spectrogram does not hold: phase and fine structure.
+    """
+    filters = mel_filters(bands, rate, 1024)
+    wanted, weight = filters @ np.abs(_stft(target, 1024, 256)), np.maximum(filters.sum(axis=0), 1e-6)
+    for _ in range(rounds):
+        spectrum = _stft(samples, 1024, 256)
+        gain = np.clip((wanted + 1e-5) / (filters @ np.abs(spectrum) + 1e-5), 0.05, 20)
+        samples = _istft(spectrum * (filters.T @ gain / weight[:, None]), 1024, 256, len(target))
+    return samples.astype(np.float32)
 
 
 def _stft(samples: np.ndarray, fft_length: int, hop: int) -> np.ndarray:

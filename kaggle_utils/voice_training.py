@@ -35,6 +35,7 @@ CODECS = {  # arguments of ffmpeg; both classes get them in training
     "opus_24": ["-c:a", "libopus", "-b:a", "24k", "-f", "ogg"],
     "opus_12": ["-c:a", "libopus", "-b:a", "12k", "-f", "ogg"],
     "mp3_48": ["-c:a", "libmp3lame", "-b:a", "48k", "-f", "mp3"],
+    "g722": ["-c:a", "g722", "-f", "wav"],
     "telephone": ["-af", "highpass=f=300,lowpass=f=3400", "-ar", "8000", "-c:a", "pcm_mulaw", "-f", "wav"],
 }
 ONLY_TEST = ("VCTK",)  # corpora without bona fide speech here: in training, the corpus would tell the class

@@ -1,0 +1,118 @@
+"""Corpora split by speaker, balanced batches, channel effects that leave level and length alone, no tell-tale nuisances."""
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from kaggle_utils import voice_training as training
+from kaggle_utils.platform import research_data
+
+LENGTH = 20000
+
+
+@pytest.fixture
+def voices() -> training.Voices:
+    """Six recordings and six spoofed voices in three corpora, one of them spoofed only."""
+    random = np.random.default_rng(0)
+    table = pd.DataFrame({
+        "label": [0] * 6 + [1] * 6,
+        "generator": ["bona_fide"] * 6 + ["griffin_lim:mel80"] * 3 + ["fastspeech2"] * 3,
+        "corpus": ["LibriSpeech"] * 3 + ["LibriTTS"] * 3 + ["LibriSpeech"] * 3 + ["VCTK", "LibriTTS", "LJSpeech"],
+        "speaker": ["26", "27", "28", "26", "27", "28", "26", "27", "28", "p225", "26", "LJ"],
+        "source": [-1] * 6 + [0, 1, 2] + [-1] * 3,
+    })
+    samples = [training.to_int16(0.1 * random.standard_normal(LENGTH + 500 * i)) for i in range(12)]
+    return training.Voices(table, samples)
+
+
+def test_no_person_is_on_two_sides(voices):
+    table = training.split_by_speaker(pd.concat([voices.table] * 3, ignore_index=True))
+    libri = table[table["corpus"].str.startswith("Libri")]
+    assert (libri.groupby("speaker")["split"].nunique() == 1).all()
+    assert set(table.loc[table["corpus"] == "VCTK", "split"]) == {"test"}
+    assert set(table.loc[table["speaker"] == "LJ", "split"]) == {"train"}
+
+
+def test_batches_are_balanced_and_pair_a_twin_with_its_recording(voices):
+    settings = training.VoiceSettings(batch_size=8, steps=3, weights={"fastspeech2": 0})
+    batches = training.VoiceBatches(voices, np.arange(12), settings)
+    samples, labels = batches[0]
+    assert samples.shape == (8, 64600) and samples.dtype == np.int16 and batches.num_batches == 3
+    assert labels[:, 0].tolist() == [1] * 4 + [0] * 4
+    assert set(batches.fakes) == {6, 7, 8}
+    assert batches._recording(7, np.random.default_rng(0)) == 1
+    assert batches._recording(10, np.random.default_rng(0)) in (3, 4, 5)
+    again, _ = batches[0]
+    assert np.array_equal(samples, again)
+    batches.epoch = 1
+    assert not np.array_equal(samples, batches[0][0])
+
+
+def test_batches_need_both_classes(voices):
+    with pytest.raises(ValueError, match="6 and 0"):
+        training.VoiceBatches(voices, np.arange(6), training.VoiceSettings())
+
+
+def test_voices_are_saved_and_read_back(voices, tmp_path):
+    voices.copies = [[samples[:100]] * (i % 3) for i, samples in enumerate(voices.samples)]
+    voices.save(tmp_path / "voices.npz")
+    read = training.Voices.load(tmp_path / "voices.npz")
+    assert read.table.equals(voices.table) and read.rate == voices.rate
+    assert all(np.array_equal(a, b) for a, b in zip(read.samples, voices.samples, strict=True))
+    assert [len(some) for some in read.copies] == [i % 3 for i in range(12)]
+
+
+@pytest.mark.parametrize("codec", ["aac_64", "opus_24", "telephone"])
+def test_a_codec_keeps_the_voice(codec):
+    tone = training.to_int16(0.3 * np.sin(2 * np.pi * 1000 * np.arange(16000) / 16000))
+    heard = training.recode(tone, 16000, codec)
+    assert heard.dtype == np.int16 and abs(len(heard) - len(tone)) < 2500
+    spectrum = np.abs(np.fft.rfft(heard[4000:12000] * np.hanning(8000)))
+    assert abs(np.argmax(spectrum) * 2 - 1000) < 10
+    assert not np.array_equal(heard[: len(tone)], tone)
+
+
+def test_noise_has_the_asked_level():
+    tone = training.to_int16(0.3 * np.sin(np.arange(16000) / 3))
+    noise = training.noisy(tone, 15).astype(float) - tone
+    assert 10 * np.log10(np.mean(np.square(tone, dtype=float)) / np.mean(noise**2)) == pytest.approx(15, abs=0.2)
+
+
+def test_channel_effects_keep_level_and_length_and_rest_at_inference(voices):
+    layer = training.ChannelAugment(seed=0)
+    samples = np.stack([part[:16000] for part in voices.samples])
+    heard = np.asarray(layer(samples, training=True))
+    assert heard.shape == samples.shape and np.isfinite(heard).all()
+    assert np.allclose(np.sqrt(np.mean(heard**2, axis=1)), 0.05, rtol=0.01)
+    assert np.allclose(np.asarray(layer(samples)), samples / 32768)
+    assert training.ChannelAugment.from_config(layer.get_config()).settings == layer.settings
+
+
+def nuisances(samples: np.ndarray) -> list[float]:
+    """What tells nothing of the voice: length, level, peak, DC, what is left of silence at both ends, band limits."""
+    x = samples / 32768
+    spectrum = np.square(np.abs(np.fft.rfft(x)))
+    frequency = np.fft.rfftfreq(len(x), 1 / 16000)
+    edges = [np.log(np.mean(np.square(part)) + 1e-9) for part in (x[:320], x[-320:])]
+    bands = [np.log(spectrum[keep].sum() / spectrum.sum() + 1e-9) for keep in (frequency < 40, frequency > 7700)]
+    return [len(x), len(x) % 256, np.log(np.sqrt(np.mean(x**2))), x.mean(), *edges, *bands]
+
+
+def test_nuisances_alone_do_not_tell_the_classes_apart():
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.model_selection import GroupKFold, cross_val_predict
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+
+    folder = research_data("voice")
+    if folder is None:
+        pytest.skip("needs real speech: set DEEPFAKE_DATA to the folder that holds voice")
+    read = training.read_voices(folder)
+    voices = read.take(np.flatnonzero(read.table["label"] == 0)[::6])
+    voices = training.add_twins(voices, ["griffin_lim:mel80_8"]).canonical()
+    table = voices.table.assign(logit=0.0)
+    features = np.array([nuisances(samples) for samples in voices.samples])
+    model = make_pipeline(StandardScaler(), LogisticRegression())
+    groups = table["corpus"] + table["speaker"]
+    chances = cross_val_predict(model, features, table["label"], groups=groups, cv=GroupKFold(5), method="predict_proba")
+    assert training.equal_error_rate(table["label"].to_numpy(), chances[:, 1]) > 0.35
