@@ -42,8 +42,11 @@ def input_folder(slug: str) -> Path:
 
 
 def working_folder() -> Path:
-    """Where results go: ``/kaggle/working`` in a kernel, ``work/`` beside the clone elsewhere (made if missing)."""
-    folder = KAGGLE_WORKING if on_kaggle() else project_root() / "work"
+    """The folder where results go, made if missing.
+
+    It is the one that ``DEEPFAKE_WORK`` names, else ``/kaggle/working`` in a kernel and ``work/`` in the clone elsewhere.
+    """
+    folder = Path(os.environ.get("DEEPFAKE_WORK") or (KAGGLE_WORKING if on_kaggle() else project_root() / "work"))
     folder.mkdir(parents=True, exist_ok=True)
     return folder
 

@@ -2,29 +2,36 @@
 
 import os
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parent
 sys.path.insert(0, str(ROOT))
 os.environ.update(DEEPFAKE_QUICK="1", TF_CPP_MIN_LOG_LEVEL="3", MPLBACKEND="agg", TQDM_DISABLE="1", PYTHONHASHSEED="0")
 os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
 
 
 def pytest_collection_modifyitems(items):
-    """Give a busy machine time between two messages of a notebook's kernel (nbval's own limit is 5 s)."""
+    """Cells of notebooks: compare no outputs, as none are committed; wait for a busy machine (nbval's own limit is 5 s)."""
     for item in items:
         if hasattr(item, "output_timeout"):
             item.output_timeout = 120
+            item.options["check"] = False
 
 
-def pytest_sessionstart():
-    """Make the miniature before any kernel starts, so that all notebooks and tests share one."""
+def pytest_configure(config):
+    """Make what all tests and notebooks share: the miniature, and a folder for results.
+
+    The folder is a new one, so that nothing of an earlier run is found in it and nothing of the user's overwritten.
+    """
     from kaggle_utils.miniature import make_miniature
-    from kaggle_utils.platform import working_folder
 
-    os.environ["DFDC_DATA"] = str(make_miniature(working_folder() / "miniature"))
+    os.environ["DFDC_DATA"] = str(make_miniature(ROOT / "work" / "miniature"))
+    results = tempfile.TemporaryDirectory(prefix="deepfake-tests-")
+    os.environ["DEEPFAKE_WORK"] = results.name
+    config.add_cleanup(results.cleanup)
 
 
 @pytest.fixture(scope="session")
