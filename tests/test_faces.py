@@ -1,5 +1,8 @@
 """Boxes, tracks and framings by arithmetic; the detector against the mtcnn package on a portrait."""
 
+import os
+from pathlib import Path
+
 import numpy as np
 import pytest
 
@@ -294,3 +297,18 @@ def test_tight_framing_lands_on_the_training_crop(real_clips, finder):
     _, _, frame = next(video.iter_frames(real_clips / "hsbwhlolsn.mp4"))
     x, y, side, _ = faces.FRAMINGS[TIGHT](finder([frame])[0][0].box)
     np.testing.assert_allclose((x + side / 2, y + side / 2, side), (1107, 424, 268), atol=0.15 * 268)
+
+
+@pytest.mark.skipif(not Path("/proc/self/statm").is_file(), reason="reads resident memory from /proc")
+def test_memory_does_not_grow_from_clip_to_clip(miniature, finder):
+    """A clip's ten frames are 7 MiB and more: if each of sixteen clips left its frames behind, 110 MiB would show."""
+    def resident():
+        return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 2**20
+
+    clips = sorted((miniature / "train_sample_videos").glob("*.mp4"))
+    for path in clips:  # memory pools fill
+        faces.extract_faces(video.read_frames(path).images, finder)
+    before = resident()
+    for path in 2 * clips:
+        faces.extract_faces(video.read_frames(path).images, finder)
+    assert resident() - before < 40
