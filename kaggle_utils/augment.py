@@ -283,12 +283,24 @@ def _dct_matrix() -> np.ndarray:
 def _quantise(planes, table):
     """Round the 8 × 8 DCT coefficients of ``planes`` (N, S, S, C) to multiples of ``table`` (N, 8, 8)."""
     size, channels = planes.shape[1], planes.shape[-1]
-    dct = _dct_matrix()
+    dct, table = _dct_matrix(), table[:, None]
     blocks = ops.reshape(planes, (-1, size // 8, 8, size // 8, 8, channels))
-    table = table[:, None, :, None, :, None]
-    coefficients = ops.einsum("ui,nyixjc,vj->nyuxvc", dct, blocks, dct)
-    coefficients = ops.round(coefficients / table) * table
-    return ops.reshape(ops.einsum("ui,nyuxvc,vj->nyixjc", dct, coefficients, dct), (-1, size, size, channels))
+    blocks = ops.reshape(ops.transpose(blocks, (0, 1, 3, 5, 2, 4)), (-1, (size // 8) ** 2 * channels, 8, 8))
+    coefficients = ops.round(ops.matmul(ops.matmul(dct, blocks), dct.T) / table) * table
+    blocks = ops.reshape(ops.matmul(ops.matmul(dct.T, coefficients), dct), (-1, size // 8, size // 8, channels, 8, 8))
+    return ops.reshape(ops.transpose(blocks, (0, 1, 4, 2, 5, 3)), (-1, size, size, channels))
+
+
+def _doubled(planes):
+    """Twice as many rows and columns, each new one 3/4 the nearest and 1/4 the next, as libjpeg makes chroma."""
+    for axis in (1, 2):
+        count = planes.shape[axis]
+        places = np.arange(count)
+        before, after = (ops.take(planes, np.clip(places + step, 0, count - 1), axis=axis) for step in (-1, 1))
+        pair = ops.stack([0.75 * planes + 0.25 * before, 0.75 * planes + 0.25 * after], axis=axis + 1)
+        sides = [side * (1 + (number == axis)) for number, side in enumerate(planes.shape[1:], 1)]
+        planes = ops.reshape(pair, (-1, *sides))
+    return planes
 
 
 def jpeg(images, quality):
@@ -306,8 +318,7 @@ def jpeg(images, quality):
     planes = ops.matmul(images, TO_YCBCR.T)
     luma = _quantise(planes[..., :1] - 128, luminance) + 128
     half = ops.reshape(planes[..., 1:], (-1, size // 2, 2, size // 2, 2, 2))
-    chroma = _quantise(ops.mean(half, axis=(2, 4)), chrominance)
-    chroma = ops.repeat(ops.repeat(chroma, 2, axis=1), 2, axis=2)
+    chroma = _doubled(_quantise(ops.mean(half, axis=(2, 4)), chrominance))
     planes = ops.concatenate([luma, chroma], axis=-1)
     return ops.clip(ops.matmul(planes, np.linalg.inv(TO_YCBCR).T.astype("float32")), 0.0, 255.0)
 
@@ -352,7 +363,8 @@ class FaceAugment(keras.layers.Layer):
     """Augment a batch in training; only resize it to ``size`` otherwise.
 
     Inputs: a dict of ``crop`` (N, S, S, 3) uint8, ``mask`` (N, S, S, 1) uint8 (0 or 255, empty where nothing is to be
-    blended), ``points`` (N, 81, 2) in pixels and ``label`` (N, 1), 0–1. Output: float32 (N, size, size, 3), 0–255.
+    blended), ``points`` (N, 81, 2) in pixels, ``label`` (N, 1), 0–1, and ``width`` (N, 1), the side of the crop as a
+    multiple of the tight framing's. Output: float32 (N, size, size, 3), 0–255, in the tight framing.
 
     Args:
         size: side of the output in pixels; a multiple of 16.
@@ -360,44 +372,50 @@ class FaceAugment(keras.layers.Layer):
         cutout: probability of each kind of cut-out.
         quality: probability of a loss of quality (JPEG, or blur or down-scaling).
         shifted_reals: share of the reals that get the colour shift of the self-blended, so that it tells nothing.
+        with_masks: also return where the self-blended were blended: a dict of ``pixels`` (the output above) and
+            ``mask``, float32 (N, size, size, 1), 0–1.
         seed: of the random numbers. enabled: False switches all of it off.
     """
 
     def __init__(self, size=224, zoom=1.15, shift=0.12, angle=10.0, cutout=0.15, quality=0.5, shifted_reals=0.3,
-                 seed=0, enabled=True, **options):
+                 with_masks=False, seed=0, enabled=True, **options):
         super().__init__(**{"dtype": "float32", **options})
         self.settings = {"size": size, "zoom": zoom, "shift": shift, "angle": angle, "cutout": cutout,
-                         "quality": quality, "shifted_reals": shifted_reals, "seed": seed, "enabled": enabled}
+                         "quality": quality, "shifted_reals": shifted_reals, "with_masks": with_masks, "seed": seed,
+                         "enabled": enabled}
         self.seeds = keras.random.SeedGenerator(seed)
 
     def call(self, inputs, training=False):
         crops = ops.cast(inputs["crop"], "float32")
         size = self.settings["size"]
         if not (training and self.settings["enabled"]):
-            return crops if crops.shape[1] == size else ops.image.resize(crops, (size, size))
+            pixels = crops if crops.shape[1] == size else ops.image.resize(crops, (size, size))
+            return {"pixels": pixels, "mask": ops.zeros_like(pixels[..., :1])} if self.settings["with_masks"] else pixels
         draw = Draws(ops.shape(crops)[0], self.seeds)
-        crops = self.blended(crops, inputs, draw)
+        crops, masks = self.blended(crops, inputs, draw)
         crops = part_cutout(crops, ops.cast(inputs["points"], "float32"), draw, self.settings["cutout"])
         crops = rectangle_cutout(crops, draw, self.settings["cutout"])
-        crops = self.moved(crops, draw)
-        return self.degraded(crops, draw)
+        if not self.settings["with_masks"]:
+            return self.degraded(self.moved(crops, inputs["width"], draw), draw)
+        moved = self.moved(ops.concatenate([crops, masks], axis=-1), inputs["width"], draw)
+        return {"pixels": self.degraded(moved[..., :3], draw), "mask": moved[..., 3:]}
 
     def blended(self, crops, inputs, draw):
-        """Self-blend where there is a mask; shift the colour of some reals alike."""
+        """Self-blend where there is a mask; shift the colour of some reals alike. Returns crops and blended masks."""
         masks = ops.cast(inputs["mask"], "float32") / 255
-        fakes = self_blend(crops, masks, draw)["fake"]
+        blend = self_blend(crops, masks, draw)
         real = ops.cast(ops.reshape(inputs["label"], (-1, 1, 1, 1)) < 0.5, "float32")
         shifted = real * draw.chance(self.settings["shifted_reals"])
-        return fakes + shifted * (colour_shift(crops, draw) - fakes)
+        return blend["fake"] + shifted * (colour_shift(crops, draw) - blend["fake"]), blend["mask"]
 
-    def moved(self, crops, draw):
-        """Flip, rotate, zoom, shift and resize, in one sampling."""
-        settings = self.settings
+    def moved(self, images, width, draw):
+        """Flip, rotate, zoom, shift, cut to the tight framing and resize, in one sampling."""
+        settings, width = self.settings, ops.reshape(ops.cast(width, "float32"), (-1, 1, 1, 1))
         angle, shift, zoom = np.radians(settings["angle"]), settings["shift"], np.log(settings["zoom"])
-        return sample(crops, *affine_grid(
-            crops.shape[1], settings["size"], flip=draw.chance(0.5), angle=draw.uniform(-angle, angle),
-            zoom=ops.exp(draw.uniform(-zoom, zoom)),
-            shift_x=draw.uniform(-shift, shift), shift_y=draw.uniform(-shift, shift),
+        return sample(images, *affine_grid(
+            images.shape[1], settings["size"], flip=draw.chance(0.5), angle=draw.uniform(-angle, angle),
+            zoom=width * ops.exp(draw.uniform(-zoom, zoom)),
+            shift_x=draw.uniform(-shift, shift) / width, shift_y=draw.uniform(-shift, shift) / width,
         ))
 
     def degraded(self, crops, draw):
@@ -416,7 +434,8 @@ class FaceAugment(keras.layers.Layer):
         return crops + compressed * (jpeg(crops, draw.uniform(35, 95)) - crops)
 
     def compute_output_shape(self, input_shape):
-        return (input_shape["crop"][0], self.settings["size"], self.settings["size"], 3)
+        sides = (input_shape["crop"][0], self.settings["size"], self.settings["size"])
+        return {"pixels": (*sides, 3), "mask": (*sides, 1)} if self.settings["with_masks"] else (*sides, 3)
 
     def get_config(self):
         return {**super().get_config(), **self.settings}

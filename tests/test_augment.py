@@ -144,6 +144,7 @@ def layer_inputs(count=4, label=0.0):
     return {
         "crop": drawn_face(count).astype("uint8"), "mask": np.zeros((count, SIZE, SIZE, 1), "uint8"),
         "points": np.repeat(drawn_landmarks()[None], count, 0), "label": np.full((count, 1), label, "float32"),
+        "width": np.ones((count, 1), "float32"),
     }
 
 
@@ -164,3 +165,26 @@ def test_layer_resizes_and_survives_serialization():
     assert twin.settings == layer.settings
     assert layer(layer_inputs(), training=False).shape == (4, 256, 256, 3)
     assert layer(layer_inputs(), training=True).shape == (4, 256, 256, 3)
+
+
+def test_wide_crops_are_cut_to_the_tight_framing():
+    still = {"zoom": 1.0, "shift": 0.0, "angle": 0.0, "cutout": 0.0, "quality": 0.0, "shifted_reals": 0.0}
+    inputs = layer_inputs()
+    x = np.linspace(0, 200, SIZE)
+    inputs["crop"] = np.repeat(np.broadcast_to(x[:, None, None], (SIZE, SIZE, 3))[None], 4, 0).astype("uint8")
+    spans = {}
+    for width in (1.0, 2.0):
+        inputs["width"] = np.full((4, 1), width, "float32")
+        seen = numpy(augment.FaceAugment(SIZE, seed=1, **still)(inputs, training=True)).mean((2, 3))
+        spans[width] = seen[:, -SIZE // 8] - seen[:, SIZE // 8]
+    np.testing.assert_allclose(spans[2.0] / spans[1.0], 0.5, atol=0.03)
+
+
+def test_masks_move_with_the_crop():
+    inputs = layer_inputs()
+    inputs["mask"][1, SIZE // 4 : -SIZE // 4, SIZE // 4 : -SIZE // 4] = 255
+    layer = augment.FaceAugment(SIZE, seed=3, with_masks=True)
+    seen = layer(inputs, training=True)
+    assert seen["pixels"].shape == (4, SIZE, SIZE, 3) and seen["mask"].shape == (4, SIZE, SIZE, 1)
+    assert numpy(seen["mask"])[1].max() > 0.1 and not numpy(seen["mask"])[[0, 2, 3]].any()
+    assert not numpy(layer(inputs, training=False)["mask"]).any()
