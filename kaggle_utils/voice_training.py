@@ -11,9 +11,10 @@ import subprocess
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
+from random import Random
 
 import keras
 import numpy as np
@@ -24,7 +25,17 @@ from . import networks, vocoders
 from .dataset import FAKE, REAL
 from .metrics import auc, equal_error_rate, log_loss
 from .training import PlanEpochs, WarmupCosine, averaged_weights, dtype_policy, fast_policy, sigmoid
-from .voice import REFERENCE_RATE, REFERENCE_SAMPLES, SAMPLE_RATE, WINDOW_SAMPLES, canonical, to_mono, windows
+from .voice import (
+    REFERENCE_RATE,
+    REFERENCE_SAMPLES,
+    SAMPLE_RATE,
+    WINDOW_SAMPLES,
+    canonical,
+    is_silent,
+    read_voice,
+    to_mono,
+    windows,
+)
 
 BONA_FIDE = "bona_fide"  # the generator of what no generator made
 SPLITS = {"train": 0.7, "validation": 0.1, "test": 0.2}  # shares of the speakers
@@ -37,6 +48,10 @@ CODECS = {  # arguments of ffmpeg; both classes get them in training
     "mp3_48": ["-c:a", "libmp3lame", "-b:a", "48k", "-f", "mp3"],
     "g722": ["-c:a", "g722", "-f", "wav"],
     "telephone": ["-af", "highpass=f=300,lowpass=f=3400", "-ar", "8000", "-c:a", "pcm_mulaw", "-f", "wav"],
+}
+PROMPTS = {  # folder of each language: speaker and split
+    "en_US_f_Allison": ("allison", "train"), "es_MX_f_Allison": ("allison", "train"), "fr_CA_f_June": ("june", "train"),
+    "it_IT_m_Carlo": ("carlo", "test"), "ru_RU_f_IvrvoiceRU": ("ivrvoice", "validation"),
 }
 ONLY_TEST = ("VCTK",)  # corpora without bona fide speech here: in training, the corpus would tell the class
 
@@ -66,9 +81,23 @@ class Voices:
                       [self.samples[row] for row in rows], self.rate,
                       None if self.copies is None else [self.copies[row] for row in rows])
 
+    def __add__(self, other: "Voices") -> "Voices":
+        """Both, the rows of ``other`` last; copies through codecs are dropped."""
+        table = other.table.assign(source=other.table["source"].where(other.table["source"] < 0, other.table["source"]
+                                                                      + len(self.table)))
+        return Voices(pd.concat([self.table, table], ignore_index=True), [*self.samples, *other.samples], self.rate)
+
     def canonical(self, rate: int = SAMPLE_RATE) -> "Voices":
         """All voices at ``rate``, alike in band, edges and level (``voice.canonical``)."""
         return prepared(self, rate)
+
+    def at(self, rate: int) -> "Voices":
+        """Canonical voices, and their copies, at another rate."""
+        if rate == self.rate:
+            return self
+        convert = partial(_prepared_at, self.rate, rate)
+        copies = None if self.copies is None else [[convert(copy) for copy in some] for some in self.copies]
+        return Voices(self.table, [convert(samples) for samples in self.samples], rate, copies)
 
     def save(self, path: str | Path) -> None:
         """One npz: the table, and all samples one after the other."""
@@ -120,6 +149,48 @@ def read_voices(folder: str | Path, seed: int = 0) -> Voices:
     return Voices(split_by_speaker(table, seed), samples)
 
 
+def read_prompts(folder: str | Path, each: int = 14) -> Voices:
+    """Telephone prompts in five languages, bona fide: the Debian packages ``asterisk-core-sounds-{en,es,fr,it,ru}-g722``.
+
+    Four more speakers with another microphone and codec (CC BY-SA 3.0). Of each language ``each`` prompts of 2.6 s or
+    more, their middle 4.5 s. One speaker validates, one tests.
+
+    Args:
+        folder: where the packages lie, ``/usr/share/asterisk/sounds``.
+    """
+    draw, rows, samples = Random(0), [], []
+    for name, (speaker, split) in PROMPTS.items():
+        files = sorted(Path(folder).glob(f"{name}/*.g722"), key=lambda path: (-path.stat().st_size, path.name))
+        files = [path for path in files if path.stat().st_size > 2.6 * SAMPLE_RATE / 2]
+        for path in sorted(draw.sample(files, min(each, len(files)))):
+            sound = _run_ffmpeg(path.read_bytes(), ["-f", "g722"], ["-f", "s16le", "-ar", str(SAMPLE_RATE), "-ac", "1"])
+            sound, longest = np.frombuffer(sound, np.int16), int(4.5 * SAMPLE_RATE)
+            samples.append(sound[max(len(sound) - longest, 0) // 2 :][:longest])
+            rows.append({"label": REAL, "generator": BONA_FIDE, "corpus": "Asterisk", "speaker": speaker,
+                         "file": path.name, "source": -1, "split": split})
+    if not rows:
+        raise FileNotFoundError(f"{folder}: expected the prompts of asterisk-core-sounds-*-g722")
+    return Voices(pd.DataFrame(rows), samples)
+
+
+def voices_of_clips(clips: pd.DataFrame) -> Voices:
+    """The voices of REAL clips, for a first run without a corpus; every fourth clip validates.
+
+    Args:
+        clips: rows of ``dataset.read_dfdc``; those without a voice are left out.
+    """
+    rows, samples = [], []
+    for clip in clips[clips["label"] == "REAL"].itertuples():
+        heard = read_voice(clip.path, seconds=10)
+        if heard is not None and not is_silent(heard):
+            rows.append({"label": REAL, "generator": BONA_FIDE, "corpus": "clips", "speaker": Path(clip.path).stem,
+                         "file": clip.filename, "source": -1, "split": "train" if len(rows) % 4 else "validation"})
+            samples.append(to_int16(heard))
+    if not rows:
+        raise ValueError("expected a REAL clip with a voice, found none")
+    return Voices(pd.DataFrame(rows), samples)
+
+
 def split_by_speaker(table: pd.DataFrame, seed: int = 0) -> pd.DataFrame:
     """Adds the column ``split``; no person is on two sides, whatever the corpus."""
     person = table["corpus"].str.replace("Libri.*", "Libri", regex=True) + "-" + table["speaker"]
@@ -138,6 +209,47 @@ def add_twins(voices: Voices, generators: Sequence[str], processes: int = 1, see
     tables = [voices.table.iloc[sources].assign(label=FAKE, generator=name, source=sources) for name in generators]
     made = _pooled(_twin, work, processes)
     return Voices(pd.concat([voices.table, *tables], ignore_index=True), [*voices.samples, *made], voices.rate)
+
+
+def add_neural_twins(voices: Voices, names: Sequence[str] | None = None, seconds: float = 200.0,
+                     report: Callable = print) -> Voices:
+    """Voices and their twins by small neural vocoders, each trained for ``seconds`` on the training speakers (JAX).
+
+    For each of ``names`` (keys of ``neural_vocoders.VOCODERS``; None: all) the twin of every bona fide voice
+    (``NAME``), the same with the mel spectrogram of its recording (``NAME_mel``), and for a third of the voices one by
+    the unfinished vocoder (``NAME_early``).
+    """
+    from . import neural_vocoders
+
+    names = list(neural_vocoders.VOCODERS) if names is None else list(names)
+    reals = np.flatnonzero(voices.table["label"] == REAL)
+    spoken = {row: _at_level(voices.samples[row] / np.float32(32768)) for row in reals}
+    for number, name in enumerate(names):
+        vocoder = neural_vocoders.VOCODERS[name]
+        heard = [to_mono(spoken[row], voices.rate, vocoder.rate) for row in reals
+                 if voices.table["split"].iat[row] == "train"]
+        heard = [samples for samples in heard if len(samples) > vocoder.segment]
+        early, full = neural_vocoders.train_vocoder(vocoder, heard, seconds, number, report, early=0.3)
+        for variant, network, rows in ((name, full, reals), (f"{name}_early", early, reals[number % 3 :: 3])):
+            made = neural_vocoders.vocode(vocoder, network, [spoken[row] for row in rows], voices.rate, seed=number)
+            voices = _with_twins(voices, rows, variant, made)
+            if network is full:
+                fixed = [vocoders.mel_corrected(twin, spoken[row], voices.rate)
+                         for twin, row in zip(made, rows, strict=True)]
+                voices = _with_twins(voices, rows, f"{name}_mel", fixed)
+    return voices
+
+
+def _with_twins(voices: Voices, rows: np.ndarray, generator: str, made: list[np.ndarray]) -> Voices:
+    table = voices.table.iloc[rows].assign(label=FAKE, generator=generator, source=rows)
+    samples = [*voices.samples, *(to_int16(_at_level(twin)) for twin in made)]
+    return Voices(pd.concat([voices.table, table], ignore_index=True), samples, voices.rate)
+
+
+def _at_level(samples: np.ndarray) -> np.ndarray:
+    """Float samples (T,) with an RMS of 0.07 of full scale, clipped at full scale."""
+    rms = max(float(np.sqrt(np.mean(np.square(samples, dtype=np.float64)))), 1e-6)
+    return np.clip(samples * np.float32(0.07 / rms), -1, 1)
 
 
 def prepared(voices: Voices, rate: int = SAMPLE_RATE, codecs: Sequence[str] = (), copies: int = 0, processes: int = 1,
@@ -159,8 +271,10 @@ def _twin(item: tuple) -> np.ndarray:
 
 def _prepared(item: tuple) -> np.ndarray:
     samples, rate, target_rate, codec = item
-    if codec is not None:
-        samples = recode(samples, rate, codec)
+    return _prepared_at(rate, target_rate, samples if codec is None else recode(samples, rate, codec))
+
+
+def _prepared_at(rate: int, target_rate: int, samples: np.ndarray) -> np.ndarray:
     return to_int16(canonical(to_mono(samples, rate, target_rate), target_rate))
 
 
@@ -174,13 +288,15 @@ def _pooled(function: Callable, work: list, processes: int) -> list:
 
 def recode(samples: np.ndarray, rate: int, codec: str) -> np.ndarray:
     """int16 samples through a codec of ``CODECS`` and back."""
+    raw = ["-f", "s16le", "-ar", str(rate), "-ac", "1"]
+    return np.frombuffer(_run_ffmpeg(_run_ffmpeg(samples.tobytes(), raw, CODECS[codec]), [], raw), np.int16)
+
+
+def _run_ffmpeg(data: bytes, read: list[str], write: list[str]) -> bytes:
     from moviepy.config import FFMPEG_BINARY
 
-    raw = ["-f", "s16le", "-ar", str(rate), "-ac", "1"]
-    run = partial(subprocess.run, capture_output=True, check=True)
-    coded = run([FFMPEG_BINARY, "-v", "error", *raw, "-i", "-", *CODECS[codec], "-"], input=samples.tobytes()).stdout
-    decoded = run([FFMPEG_BINARY, "-v", "error", "-i", "-", *raw, "-"], input=coded).stdout
-    return np.frombuffer(decoded, np.int16)
+    command = [FFMPEG_BINARY, "-v", "error", *read, "-i", "-", *write, "-"]
+    return subprocess.run(command, input=data, capture_output=True, check=True).stdout
 
 
 def noisy(samples: np.ndarray, snr: float, seed: int = 0) -> np.ndarray:
@@ -492,6 +608,63 @@ def load_run(path: str | Path, settings: VoiceSettings) -> keras.Model:
     return network
 
 
-# --- the study's network --------------------------------------------------------------------------------------------
-REFERENCE = VoiceSettings(name="voice_cnn", network="voice_cnn", epochs=60, steps=100, batch_size=32,
-                          learning_rate=3e-4, shortened=0.0)
+# --- named runs -----------------------------------------------------------------------------------------------------
+CLASSICAL = ("griffin_lim", "linear_prediction", "phase_vocoder")
+DEMOS = ("fastspeech2", "diffgan_tts", "portaspeech", "transformer_tts", "stylespeech", "wavegrad2")  # of voice/neural
+SHARES = {"hifigan": 1.0, "melgan": 1.0, "vocos": 1.0, "diffusion": 1.0, "flow": 1.0,
+          **dict.fromkeys(DEMOS, 0.6), **dict.fromkeys(CLASSICAL, 0.1)}
+LEFT_OUT = {  # a family of vocoders and a text-to-speech system that no run of that name hears
+    "hifigan": ("hifigan", "transformer_tts"), "melgan": ("melgan", "stylespeech"), "vocos": ("vocos", "fastspeech2"),
+    "diffusion": ("diffusion", "wavegrad2"), "flow": ("flow", "portaspeech"), "griffin_lim": ("griffin_lim", "diffgan_tts"),
+    "classical": CLASSICAL, "demos": DEMOS,
+}
+COMMON = {"epochs": 40, "steps": 100, "weights": SHARES, "augment": {"band": 0.45}, "recoded": 0.5}
+LINEAR = VoiceSettings(name="linear", network_options={"kinds": ("linear",)}, batch_size=48, **COMMON)
+REFERENCE = VoiceSettings(name="voice_cnn", network="voice_cnn", batch_size=32, learning_rate=3e-4, shortened=0.0, **COMMON)
+RUNS = {run.name: run for run in (
+    LINEAR,
+    replace(LINEAR, name="mel", network_options={"kinds": ("mel",)}, batch_size=64),
+    replace(LINEAR, name="lfcc", network_options={"kinds": ("lfcc",)}, batch_size=64),
+    replace(LINEAR, name="linear_mel", network_options={"kinds": ("linear", "mel")}, batch_size=32),
+    REFERENCE,
+    *(replace(run, name=f"{run.name}_without_{name}", weights=SHARES | dict.fromkeys(families, 0.0))
+      for run in (LINEAR, REFERENCE) for name, families in LEFT_OUT.items()),
+)}
+
+
+def make_corpus(data: str | Path, prompts: str | Path | None = None, seconds: float = 200.0, processes: int = 1) -> Voices:
+    """All voices of a full run at 16 kHz: corpora, classical and neural twins, copies through codecs. Needs JAX.
+
+    Args:
+        data: holds ``bona_fide`` and ``neural``. prompts: see :func:`read_prompts`; None: without them.
+        seconds: of training for each neural vocoder.
+    """
+    recorded = read_voices(data)
+    if prompts is not None:
+        recorded += read_prompts(prompts)
+    classical = [name for name in vocoders.GENERATORS if vocoders.family(name) in CLASSICAL]
+    voices = add_neural_twins(add_twins(recorded, classical, processes), seconds=seconds)
+    return prepared(voices, codecs=list(CODECS), copies=1, processes=processes)
+
+
+def run_voice(name: str, data: str | Path, output: str | Path, minutes: float | None = None,
+              cache: str | Path | None = None, prompts: str | Path | None = None, processes: int = 1) -> VoiceRun:
+    """Train one of ``RUNS`` on the research data, as ``python -m kaggle_utils train voice`` does.
+
+    Args:
+        data: the folder of research data, which holds ``voice``.
+        output: folder of results. minutes: limit on the training, the making of the corpus left aside.
+        cache: file of the corpus (``voices.npz`` in ``output``), which the first run makes and every other one reads.
+        prompts, processes: of :func:`make_corpus`.
+
+    Raises:
+        ValueError: no run of that name.
+    """
+    if name not in RUNS:
+        raise ValueError(f"expected one of {', '.join(RUNS)}, found {name!r}")
+    settings, cache = RUNS[name], Path(cache or Path(output) / "voices.npz")
+    if not cache.is_file():
+        cache.parent.mkdir(parents=True, exist_ok=True)
+        make_corpus(Path(data) / "voice", prompts, processes=processes).save(cache)
+    voices = Voices.load(cache)
+    return train_voice(settings, voices.at(settings.rate), output, minutes)

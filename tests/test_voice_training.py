@@ -3,7 +3,10 @@
 import numpy as np
 import pandas as pd
 import pytest
+from scipy import signal
 
+from kaggle_utils import networks
+from kaggle_utils import voice_evaluation as evaluation
 from kaggle_utils import voice_training as training
 from kaggle_utils.platform import research_data
 
@@ -116,3 +119,89 @@ def test_nuisances_alone_do_not_tell_the_classes_apart():
     groups = table["corpus"] + table["speaker"]
     chances = cross_val_predict(model, features, table["label"], groups=groups, cv=GroupKFold(5), method="predict_proba")
     assert training.equal_error_rate(table["label"].to_numpy(), chances[:, 1]) > 0.35
+
+
+# --- evaluation -----------------------------------------------------------------------------------------------------
+def scored(fakes: dict[str, list[float]], reals: list[float]) -> pd.DataFrame:
+    rows = [{"label": 0, "generator": "bona_fide", "speaker": str(i), "logit": x} for i, x in enumerate(reals)]
+    rows += [{"label": 1, "generator": name, "speaker": str(i), "logit": x}
+             for name, some in fakes.items() for i, x in enumerate(some)]
+    return pd.DataFrame(rows).assign(row=range(len(rows)), split="test")
+
+
+def test_variants_of_a_family_are_judged_together():
+    scores = scored({"hifigan:22k": [3.0, 4.0], "hifigan:24k_mel": [5.0], "wavegrad2": [-5.0, -4.0]}, [-2.0, -1.0, 0.0])
+    table = evaluation.by_family(scores)
+    assert table.loc["hifigan", ["voices", "eer", "auc"]].tolist() == [3, 0, 1]
+    assert table.loc["wavegrad2", ["voices", "speakers", "auc"]].tolist() == [2, 2, 0]
+    settings = training.VoiceSettings(weights={"hifigan": 1.0, "wavegrad2": 0.0})
+    assert evaluation.left_out(scores, settings).index.tolist() == ["wavegrad2"]
+
+
+def test_a_run_is_judged_on_unheard_speakers_and_generators(voices):
+    table = voices.table.assign(split=["train", "test"] * 6)
+    some = training.Voices(table, voices.samples)
+    settings = training.VoiceSettings(weights={"fastspeech2": 0.0, "griffin_lim": 0.0})
+    # the text-to-speech voices on the training side too, for that run never heard them; a twin of a training speaker, no
+    assert training.unheard(some, settings).tolist() == [1, 3, 5, 7, 9, 10, 11]
+    assert training.unheard(some, training.VoiceSettings()).tolist() == [1, 3, 5, 7, 9, 11]
+
+
+def test_every_named_run_leaves_out_what_its_name_says():
+    for name, families in training.LEFT_OUT.items():
+        weights = training.RUNS[f"{training.LINEAR.name}_without_{name}"].weights
+        assert {family for family, share in weights.items() if share == 0} == set(families)
+    assert {"hifigan", "melgan", "vocos", "diffusion", "flow"} <= {name for name, share in training.SHARES.items() if share}
+
+
+def test_threshold_and_line_of_logits():
+    random = np.random.default_rng(0)
+    reals, fakes = random.normal(-2, 2, 2000), random.normal(4, 2, 400)
+    scores = scored({"flow": list(fakes)}, list(reals))
+    assert evaluation.threshold_of_eer(scores) == pytest.approx(1, abs=0.3)
+    scale, shift = evaluation.fit_line(scores["label"].to_numpy(), scores["logit"].to_numpy())
+    assert scale == pytest.approx(1.5, rel=0.2) and -shift / scale == pytest.approx(1, abs=0.3)  # log odds: 1.5 (x − 1)
+    with pytest.raises(ValueError, match="same rows"):
+        evaluation.averaged([scores, scores.iloc[:-1]])
+    mean = evaluation.averaged([scores, scores.assign(logit=0.0)])
+    assert np.allclose(mean["logit"], scores["logit"] / 2)
+
+
+def test_plain_baseline_finds_a_low_pass(voices):
+    random = np.random.default_rng(0)
+    noise = [0.05 * random.standard_normal(20000) for _ in range(12)]
+    samples = [signal.sosfilt(signal.butter(4, 0.5, output="sos"), x) if i > 5 else x for i, x in enumerate(noise)]
+    table = voices.table.assign(split=["train", "train", "test"] * 4)
+    some = training.Voices(table, [training.to_int16(x) for x in samples])
+    features = np.stack([evaluation.lfcc_statistics(x) for x in samples])
+    scores = evaluation.lfcc_baseline(features, some, training.VoiceSettings())
+    assert scores["row"].tolist() == [2, 5, 8, 11] and (scores["logit"] > 0).tolist() == [False, False, True, True]
+
+
+def test_a_speaker_is_flagged_by_the_mean_of_the_voices(voices):
+    class Loudest:  # answers 1 for the voices whose sixth sample is positive: about half
+        input_shape = (None, 64600)
+
+        def predict(self, inputs, **_):
+            return {"logit": np.sign(inputs[:, 5:6])}
+
+    found = evaluation.false_alarms([Loudest()], voices, 0.0, 64600)
+    assert found.index.tolist() == list(evaluation.CHANNELS)
+    assert (found["speakers"] == 6).all() and found.loc["as recorded", "share"] == found.loc["as recorded", "share of voices"]
+    assert (evaluation.false_alarms([Loudest()], voices, 1.5, 64600)["flagged"] == 0).all()
+    assert (evaluation.false_alarms([Loudest()], voices, -1.5, 64600)["share"] == 1).all()
+
+
+def test_blanking_finds_the_patch_that_speaks_for_fake():
+    network = networks.with_head(networks.voice_inception(("linear",), samples=16000, width=4))
+    window = 0.05 * np.random.default_rng(0).standard_normal(16000).astype(np.float32)
+    found = evaluation.occlusion_map(network, window, "linear", times=3, bands=2)
+    assert found.shape == (2, 3) and np.isfinite(found).all() and np.abs(found).max() > 0
+
+
+def test_joined_voices_keep_their_sources(voices):
+    both = voices + voices
+    assert both.table["source"].tolist()[6:9] == [0, 1, 2] and both.table["source"].tolist()[18:21] == [12, 13, 14]
+    assert len(both.samples) == 24
+    narrow = both.take(np.arange(2)).at(8000)
+    assert narrow.rate == 8000 and abs(len(narrow.samples[0]) - LENGTH / 2) < 200
