@@ -1,4 +1,4 @@
-"""The command line: ``python -m kaggle_utils {miniature,train,predict} --help``."""
+"""The command line: ``python -m kaggle_utils {miniature,train,evaluate,predict} --help``."""
 
 import argparse
 import sys
@@ -40,13 +40,22 @@ def _parser() -> argparse.ArgumentParser:
     predict.add_argument("--models", type=Path, help="folder of weights; models/reference holds the study's networks")
     predict.set_defaults(run=run_predict)
 
-    train = commands.add_parser("train", help="train a network on the DFDC face crops or on voices")
-    train.add_argument("branch", choices=["face", "voice", "fusion"])
+    train = commands.add_parser("train", help="train a network on the research data, as notebooks 04 and 05 do")
+    train.add_argument("branch", choices=["face", "voice"])
+    train.add_argument("name", help="name of a run: training.RUNS or voice_training.RUNS")
     train.add_argument("--data", type=Path, help="the folder of research data (default: $DEEPFAKE_DATA)")
-    train.add_argument("--network", default=None, help="which network: see kaggle_utils.training")
-    train.add_argument("--minutes", type=float, help="wall-clock limit")
+    train.add_argument("--minutes", type=float, help="wall-clock limit: the schedule is planned to end inside it")
     train.add_argument("-o", "--output", type=Path, help="where weights and scores go (default: work/training)")
     train.set_defaults(run=run_train)
+
+    evaluate = commands.add_parser("evaluate", help="measure the face network on faces of parts that it never saw, or "
+                                   "compare saved scores of runs")
+    evaluate.add_argument("what", choices=["face", "runs"])
+    evaluate.add_argument("--data", type=Path, help="the folder of research data (default: $DEEPFAKE_DATA)")
+    evaluate.add_argument("--split", choices=["validation", "test"], default="validation")
+    evaluate.add_argument("--scores", type=Path, help="runs: a folder of scores or one table (default: "
+                          "models/face_validation.csv)")
+    evaluate.set_defaults(run=run_evaluate)
     return parser
 
 
@@ -121,11 +130,39 @@ def _caption(row) -> str:
 
 
 def run_train(options: argparse.Namespace) -> None:
-    """Train one branch as notebooks 04 to 06 do."""
+    """Train one network as notebooks 04 and 05 do."""
+    output = options.output or platform.working_folder() / "training"
+    if options.branch == "face":
+        from .training import run_face as run
+    else:
+        from .voice_training import run_voice as run
+    run(options.name, _research_data(options), output, options.minutes)
+
+
+def run_evaluate(options: argparse.Namespace) -> None:
+    """Print the tables of the model cards."""
+    import pandas as pd
+
     from . import training
 
-    training.run(options.branch, options.data or platform.research_data(), options.network, options.minutes,
-                 options.output or platform.working_folder() / "training")
+    if options.what == "runs":
+        tables = {"validation parts 45–47": training.compare(options.scores or platform.models_folder() / "face_validation.csv")}
+    else:
+        from .detector import Detector
+
+        detector = Detector.load()
+        line = detector.calibration.lines["crop"]
+        tables = training.evaluate_network(detector.face, _research_data(options), options.split, line)
+    with pd.option_context("display.width", 250, "display.max_columns", None, "display.max_rows", None):
+        for name, table in tables.items():
+            print(f"{name}\n{table.round(3).to_string()}\n")
+
+
+def _research_data(options: argparse.Namespace) -> Path:
+    folder = options.data or platform.research_data()
+    if folder is None:
+        raise FileNotFoundError("expected --data, or DEEPFAKE_DATA to name the folder of research data")
+    return folder
 
 
 if __name__ == "__main__":

@@ -47,6 +47,15 @@ class Calibration:
         return np.clip(sigmoid(self.logit(raw, kind) + log_odds(prior)), *self.limits)
 
 
+def fit_line(labels: np.ndarray, logits: np.ndarray) -> tuple[float, float]:
+    """Scale and shift that make logits log odds, both classes weighted alike (Platt 1999)."""
+    from sklearn.linear_model import LogisticRegression
+
+    spread = max(float(np.std(logits)), 1e-6)
+    model = LogisticRegression(C=10.0, class_weight="balanced").fit(np.asarray(logits)[:, None] / spread, labels)
+    return float(model.coef_[0, 0] / spread), float(model.intercept_[0])
+
+
 class Fusion(Protocol):
     """Joins the branches of one clip."""
 

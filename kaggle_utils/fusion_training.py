@@ -59,6 +59,7 @@ def embed_faces(network: keras.Model, faces: Faces, rows: np.ndarray, size: int,
             "mask": np.zeros((views, *faces.crops.shape[1:3], 1), np.uint8),
             "points": np.repeat(faces.points[row][None], views, axis=0),
             "label": np.ones((views, 1), np.float32),
+            "width": np.ones((views, 1), np.float32),
         }
         parts.append(network.predict_on_batch(augment(batch, training=True)))
     outputs = {name: np.stack([np.asarray(part[name]) for part in parts]) for name in parts[0]}

@@ -537,6 +537,7 @@ def voice_inception(
     normalization: str = "batch",
     dropout: float = 0.5,
     standardize: str = "band",
+    floor: float = 1e-6,
 ) -> keras.Model:
     """A small inception network on spectrograms of a voice at 16 kHz: (samples,) -> the outputs of `voice_cnn`.
 
@@ -547,7 +548,7 @@ def voice_inception(
     waveform = keras.Input((samples,), name="samples")
     pooled, stages = [], {"side1": [], "side2": [], "side3": []}
     for kind in kinds:
-        x = SpecAugment()(LogSpectrogram(kind, standardize=standardize, name=f"log_{kind}")(waveform))
+        x = SpecAugment()(LogSpectrogram(kind, standardize=standardize, floor=floor, name=f"log_{kind}")(waveform))
         x = _normalized_conv(x, width, 5, normalization)
         for number, name in enumerate(stages):
             x = layers.MaxPooling2D(2, padding="same")(x)
@@ -586,25 +587,26 @@ def _spectrogram_block(x, filters: int, normalization: str):
 # --- files -------------------------------------------------------------------------------------------------
 
 
-def save_network(model: keras.Model, path: Path | str) -> None:
-    """Writes `model` as a .keras file of float16 weights, half the size of float32, without optimizer.
+def save_network(model: keras.Model, path: Path | str, policy: str = "float16") -> None:
+    """Writes `model` as a .keras file without optimizer, its weights in float16 (half the size) or float32.
 
-    Raises ValueError naming the layer when a weight is not finite in float16 (above 65,504 or NaN).
+    Raises ValueError naming the layer when a weight is not finite in that type (above 65,504 in float16, or NaN).
     """
     weights = [np.asarray(ops.convert_to_numpy(x), "float32") for x in model.weights]
     with np.errstate(over="ignore"):
-        halves = [x.astype("float16") for x in weights]
-    for variable, weight, half in zip(model.weights, weights, halves, strict=True):
-        if not np.isfinite(half).all():
+        stored = [x.astype(policy) for x in weights]
+    for variable, weight, kept in zip(model.weights, weights, stored, strict=True):
+        if not np.isfinite(kept).all():
             worst = np.abs(weight).max()
-            raise ValueError(f"{path}: layer {variable.path} holds {worst:.6g}, which float16 (up to 65504) cannot store")
-    twin = _rebuilt(keras.saving.serialize_keras_object(model), "float16")
-    twin.set_weights(halves)
+            raise ValueError(f"{path}: layer {variable.path} holds {worst:.6g}, which {policy} "
+                             f"(up to {np.finfo(policy).max:.6g}) cannot store")
+    twin = _rebuilt(keras.saving.serialize_keras_object(model), policy)
+    twin.set_weights(stored)
     twin.save(path)
 
 
-def load_network(path: Path | str) -> keras.Model:
-    """The network of a .keras file, built in float32 whatever the policy of the file; no code in it is run.
+def load_network(path: Path | str, policy: str = "float32") -> keras.Model:
+    """The network of a .keras file, built under `policy` whatever that of the file; no code in it is run.
 
     Raises FileNotFoundError when there is no such file and ValueError when it is not a .keras file.
     """
@@ -614,7 +616,7 @@ def load_network(path: Path | str) -> keras.Model:
     if not zipfile.is_zipfile(path):
         raise ValueError(f"{path}: found {path.stat().st_size} bytes that are no archive, expected a .keras file")
     with zipfile.ZipFile(path) as file:
-        model = _rebuilt(json.loads(file.read("config.json")), "float32")
+        model = _rebuilt(json.loads(file.read("config.json")), policy)
     model.load_weights(path)
     return model
 

@@ -7,6 +7,7 @@ Start with :func:`train_face`; :func:`compare` reads the saved scores of any num
 """
 
 import json
+import tarfile
 import time
 from collections.abc import Callable, Sequence
 from contextlib import contextmanager
@@ -27,7 +28,11 @@ from .augment import FaceAugment, face_mask, mean_landmarks
 from .dataset import CROP_SIZE, FAKE, REAL, is_unaltered, load_face_crops, read_face_table, split_by_part
 from .metrics import auc, bootstrap_interval, log_loss
 
+HALF_FROM = 5_000_000  # parameters: smaller networks are stored in float32
+LOCATED_GRID = "mixed7"
 LANDMARK_PRESENCE = 0.5  # below it, the mean landmarks serve
+FRAME_WIDTH = 1.3  # of the real frames of web video, in sides of the tight framing
+IMAGENET = "imagenet"  # a run's start: the InceptionV3 weights beside the research data
 SOURCE_SIZES = (0, 185, 224, np.inf)  # source_px: small, middle and large faces
 
 
@@ -38,7 +43,8 @@ class FaceSettings:
     Attributes:
         name: of the run and its files.
         network, network_options: a function of ``networks`` and its arguments; gets a dense 1 as its head.
-        start: file of InceptionV3 weights (``networks.load_inception_weights``), or None: from scratch.
+        start: file of InceptionV3 weights (``networks.load_inception_weights``) or of the same network (``.keras``), or
+            None: from scratch.
         size: side of the network's input in pixels, a multiple of 16.
         epochs: one epoch sees every REAL once and as many fakes. batch_size: even.
         learning_rate: the peak, after a warm-up of half an epoch; a cosine takes it to 0.
@@ -49,6 +55,10 @@ class FaceSettings:
         augment: arguments of ``augment.FaceAugment``; None: no augmentation at all.
         crops: train on this many crops, classes balanced; None: on all.
         cleaned: leave out the fakes whose face is unaltered.
+        real_frames: add the real frames of web video, as themselves and self-blended.
+        located: weight of a second task, to say where a face was blended (``Located``); 0: none.
+        teachers: ``.keras`` files of face networks whose mean logit is a target (Hinton et al. 2015) on the same
+            augmented crops. taught: weight of that target; the label has the rest.
         policy: dtype policy; None: :func:`fast_policy`.
     """
 
@@ -69,6 +79,10 @@ class FaceSettings:
     augment: dict | None = field(default_factory=dict)
     crops: int | None = None
     cleaned: bool = True
+    real_frames: bool = False
+    located: float = 0.0
+    teachers: tuple[str, ...] = ()
+    taught: float = 0.7
     seed: int = 0
     policy: str | None = None
 
@@ -77,12 +91,23 @@ class FaceSettings:
 class Faces:
     """A table of crops (columns ``stem``, ``label``, ``group``, ``split`` …), pixels and landmarks, row by row.
 
-    ``crops`` uint8 RGB (N, S, S, 3); ``points`` float32 (N, 81, 2), pixels.
+    ``crops`` uint8 RGB (N, S, S, 3); ``points`` float32 (N, 81, 2), pixels; ``widths`` float32 (N,), sides of the crops
+    as multiples of the tight framing's (1 unless given).
     """
 
     table: pd.DataFrame
     crops: np.ndarray
     points: np.ndarray
+    widths: np.ndarray | None = None
+
+    def __post_init__(self):
+        if self.widths is None:
+            self.widths = np.ones(len(self.table), np.float32)
+
+    def __add__(self, other: "Faces") -> "Faces":
+        parts = (self, other)
+        return Faces(pd.concat([part.table for part in parts], ignore_index=True),
+                     *(np.concatenate([getattr(part, name) for part in parts]) for name in ("crops", "points", "widths")))
 
     def rows(self, split: str) -> np.ndarray:
         return np.flatnonzero(self.table["split"] == split)
@@ -104,6 +129,39 @@ def read_faces(folder: str | Path, cache: str | Path | None = None) -> Faces:
     if row.isna().any():
         raise ValueError(f"{folder}/landmarks.npz: expected landmarks of every crop, {row.isna().sum()} have none")
     return Faces(table, load_face_crops(folder, table, cache), points[row.to_numpy(int)])
+
+
+def read_real_frames(folder: str | Path, size: int = CROP_SIZE, width: float = FRAME_WIDTH) -> Faces:
+    """Real faces of web video for training, cut wider than the tight framing, so that a blend has room around the face.
+
+    The square is that of the mean landmarks, fitted to the face's 68 points, ``width`` times as wide; what lies outside
+    the picture repeats its border. The forehead's points are those of the fit.
+
+    Args:
+        folder: holds ``frames.tar.xz`` and ``landmarks.npz`` (68 points a frame); file names start with the person.
+    """
+    with np.load(Path(folder) / "landmarks.npz", allow_pickle=False) as file:
+        known = {str(name): points for name, points in zip(file["name"], file["points"].astype(np.float32), strict=True)}
+    mean, rows, crops, placed = mean_landmarks(size), [], [], []
+    with tarfile.open(Path(folder) / "frames.tar.xz") as archive:
+        for member in archive:
+            stem = Path(member.name).stem
+            if not member.isfile() or stem not in known:
+                continue
+            picture = cv2.imdecode(np.frombuffer(archive.extractfile(member).read(), np.uint8), cv2.IMREAD_COLOR)
+            points = known[stem]
+            scale = np.std(points, axis=0).mean() / np.std(mean[:68], axis=0).mean()
+            corner = points.mean(0) - scale * mean[:68].mean(0) - scale * size * (width - 1) / 2
+            zoom = 1 / (scale * width)
+            matrix = np.array([[zoom, 0, -corner[0] * zoom], [0, zoom, -corner[1] * zoom]])
+            crop = cv2.warpAffine(picture, matrix, (size, size), flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
+            whole = np.concatenate([points, mean[68:] * scale + points.mean(0) - scale * mean[:68].mean(0)])
+            crops.append(crop[..., ::-1])
+            placed.append((whole - corner) * zoom)
+            rows.append({"stem": stem, "label": REAL, "group": stem.rsplit("_", 1)[0], "part": -1,
+                         "source_px": round(float(scale * size)), "p99": np.nan, "split": "train"})
+    return Faces(pd.DataFrame(rows), np.stack(crops), np.stack(placed).astype(np.float32),
+                 np.full(len(rows), width, np.float32))
 
 
 def faces_of_clips(clips: pd.DataFrame, crops_per_clip: int = 4, size: int = CROP_SIZE) -> Faces:
@@ -180,7 +238,9 @@ class FaceBatches(keras.utils.PyDataset):
         count = len(self.reals)
         made = round(count * self.settings.self_blended)
         fakes = np.concatenate([random.permutation(self.fakes) for _ in range(1 + count // len(self.fakes))])
-        fakes = np.concatenate([fakes[: count - made], random.permutation(self.reals)[:made]])
+        wide = self.faces.widths[self.reals] > 1  # they have no fakes: every one is blended, so that they tell nothing
+        sources = np.concatenate([random.permutation(self.reals[wide]), random.permutation(self.reals[~wide])])
+        fakes = np.concatenate([fakes[: count - made], sources[:made]])
         order = random.permutation(count)
         blended = np.arange(count)[order] >= count - made
         self._rows = np.stack([random.permutation(self.reals), fakes[order]], axis=1).ravel()
@@ -204,7 +264,8 @@ class FaceBatches(keras.utils.PyDataset):
                 crops[i] = cv2.addWeighted(crops[i], float(labels[i]), real, 1 - float(labels[i]), 0)
         labels[blended] = FAKE
         labels = labels[:, None]
-        return {"crop": crops, "mask": masks, "points": points, "label": labels}, labels
+        widths = self.faces.widths[rows][:, None]
+        return {"crop": crops, "mask": masks, "points": points, "label": labels, "width": widths}, labels
 
 
 # --- the network in training ----------------------------------------------------------------------------------------
@@ -242,6 +303,14 @@ def build_face_network(settings: FaceSettings, policy: str = "float32") -> keras
         return networks.with_head(getattr(networks, settings.network)(**options))
 
 
+def load_start(network: keras.Model, path: str | Path) -> None:
+    """Fill ``network`` from a file as ``FaceSettings.start`` names it."""
+    if Path(path).suffix == ".keras":
+        network.set_weights(networks.load_network(path).get_weights())
+    else:
+        networks.load_inception_weights(network, path)
+
+
 class WarmupCosine(keras.optimizers.schedules.LearningRateSchedule):
     """Linear warm-up, then a cosine to 0 at the planned end, a variable that a time limit may bring nearer."""
 
@@ -260,8 +329,54 @@ class WarmupCosine(keras.optimizers.schedules.LearningRateSchedule):
         return {"peak": self.peak, "warmup_steps": self.warmup_steps, "total_steps": float(self.total_steps)}
 
 
-def make_trainer(network: keras.Model, settings: FaceSettings, crop_size: int, steps: int) -> tuple:
-    """Compile augmentation and ``network`` as one model.
+class Located(keras.layers.Layer):
+    """A second task for a grid on the way (n, h, w, channels): was this cell blended with an altered copy?
+
+    Adds ``weight`` times the cross-entropy to the loss, for reals (nowhere) and the self-blended (their mask); where
+    another fake was altered is not known. Returns its first argument, the logit.
+    """
+
+    def __init__(self, weight: float, **kwargs):
+        super().__init__(**kwargs)
+        self.weight = weight
+        self.cell = keras.layers.Conv2D(1, 1, dtype="float32")
+
+    def build(self, logit_shape, grid_shape, blend_shape, label_shape):
+        self.cell.build(grid_shape)
+
+    def call(self, logit, grid, blend, label):
+        answer = self.cell(ops.cast(grid, "float32"))
+        target = ops.image.resize(blend, answer.shape[1:3], antialias=True)
+        blended = ops.max(blend, axis=(1, 2, 3), keepdims=True) > 0.05
+        known = ops.logical_or(blended, ops.reshape(label, (-1, 1, 1, 1)) < 0.01)
+        loss = ops.relu(answer) - answer * target + ops.log1p(ops.exp(-ops.abs(answer)))
+        self.add_loss(self.weight * ops.mean(loss * ops.cast(known, "float32")))
+        return logit
+
+
+class Taught(keras.layers.Layer):
+    """Adds ``weight`` times the cross-entropy with the mean logit of ``teachers``, who see the same pixels.
+
+    Returns its first argument, the logit.
+    """
+
+    def __init__(self, teachers: Sequence[keras.Model], weight: float, **kwargs):
+        super().__init__(**kwargs)
+        self.weight, self.teachers = weight, list(teachers)
+        for teacher in self.teachers:
+            teacher.trainable = False
+
+    def call(self, logit, pixels):
+        opinions = [ops.cast(teacher(pixels, training=False)["logit"], "float32") for teacher in self.teachers]
+        target = ops.stop_gradient(ops.sigmoid(sum(opinions) / len(opinions)))
+        loss = ops.relu(logit) - logit * target + ops.log1p(ops.exp(-ops.abs(logit)))
+        self.add_loss(self.weight * ops.mean(loss))
+        return logit
+
+
+def make_trainer(network: keras.Model, settings: FaceSettings, crop_size: int, steps: int,
+                 policy: str = "float32") -> tuple:
+    """Compile augmentation, ``network`` and its further tasks as one model.
 
     Returns:
         The model, which takes the inputs of ``FaceBatches``, and the optimizer's variable of planned steps.
@@ -271,10 +386,21 @@ def make_trainer(network: keras.Model, settings: FaceSettings, crop_size: int, s
         "mask": keras.Input((crop_size, crop_size, 1), dtype="uint8", name="mask"),
         "points": keras.Input((81, 2), name="points"),
         "label": keras.Input((1,), name="label"),
+        "width": keras.Input((1,), name="width"),
     }
     pixels = FaceAugment(settings.size, seed=settings.seed, enabled=settings.augment is not None,
-                         **(settings.augment or {}))(inputs)
-    logit = keras.layers.Activation("linear", dtype="float32")(network(pixels)["logit"])
+                         with_masks=settings.located > 0, **(settings.augment or {}))(inputs)
+    outputs = {"logit": network.output["logit"]}
+    if settings.located:
+        pixels, mask = pixels["pixels"], pixels["mask"]
+        outputs["grid"] = network.get_layer(LOCATED_GRID).output
+    seen = keras.Model(network.input, outputs)(pixels)
+    logit = keras.layers.Activation("linear", dtype="float32")(seen["logit"])
+    if settings.located:
+        logit = Located(settings.located, dtype="float32")(logit, seen["grid"], mask, inputs["label"])
+    if settings.teachers:
+        teachers = [networks.load_network(path, policy) for path in settings.teachers]
+        logit = Taught(teachers, settings.taught, dtype="float32")(logit, pixels)
     optimizer = keras.optimizers.AdamW(settings.learning_rate, weight_decay=settings.weight_decay,
                                        use_ema=settings.average is not None, ema_momentum=settings.average or 0.99)
     planned = optimizer.add_variable((), initializer="zeros", dtype="float32", name="planned_steps")
@@ -282,7 +408,7 @@ def make_trainer(network: keras.Model, settings: FaceSettings, crop_size: int, s
     optimizer.learning_rate = WarmupCosine(settings.learning_rate, max(steps // 2, 1), planned)
     trainer = keras.Model(inputs, logit, name=f"{network.name}_trainer")
     loss = keras.losses.BinaryCrossentropy(from_logits=True, label_smoothing=settings.label_smoothing)
-    trainer.compile(optimizer, loss)
+    trainer.compile(optimizer, loss, loss_weights=1 - settings.taught if settings.teachers else None)
     return trainer, planned
 
 
@@ -445,21 +571,28 @@ def fit_temperature(labels: np.ndarray, logits: np.ndarray) -> float:
 
 
 def figures(scores: pd.DataFrame, temperature: float = 1.0, column: str = "logit", interval: bool = False) -> dict:
-    """AUC and log loss of a table of scores; with a 95 % bootstrap interval by original if asked."""
+    """AUC, log loss and log loss with both classes weighted alike; with a 95 % bootstrap interval by original if asked."""
     labels, probabilities = scores["label"].to_numpy(), sigmoid(scores[column] / temperature)
-    result = {"crops": len(scores), "auc": auc(labels, probabilities), "log_loss": log_loss(labels, probabilities)}
+    metrics = {"auc": auc, "log_loss": log_loss, "balanced_log_loss": balanced_log_loss}
+    result = {"crops": len(scores), **{name: metric(labels, probabilities) for name, metric in metrics.items()}}
     if interval:
         groups = scores["group"].to_numpy()
-        for name, metric in (("auc", auc), ("log_loss", log_loss)):
+        for name, metric in metrics.items():
             result[f"{name}_low"], result[f"{name}_high"] = bootstrap_interval(metric, labels, probabilities, groups)
     return result
 
 
-def evaluate(scores: pd.DataFrame, temperature: float, column: str = "logit", interval: bool = True) -> pd.DataFrame:
+def balanced_log_loss(labels: np.ndarray, probabilities: np.ndarray) -> float:
+    """The mean of both classes' log losses: what a balanced test set of the same crops would give."""
+    return float(np.mean([log_loss(labels[labels == value], probabilities[labels == value]) for value in (REAL, FAKE)]))
+
+
+def evaluate(scores: pd.DataFrame, temperature: float = 1.0, column: str = "logit", interval: bool = True) -> pd.DataFrame:
     """The evaluation of one run: all rows, without unaltered fakes, by size of the source, by part.
 
     Returns:
-        One row for each group of crops: ``crops``, ``auc``, ``log_loss`` (after ``temperature``), their intervals.
+        One row for each group of crops: ``crops``, ``auc``, ``log_loss`` and ``balanced_log_loss`` (after
+        ``temperature``), their intervals.
     """
     groups = {"all": scores, "without unaltered fakes": scores[~is_unaltered(scores)]}
     for low, high in pairwise(SOURCE_SIZES):
@@ -469,13 +602,50 @@ def evaluate(scores: pd.DataFrame, temperature: float, column: str = "logit", in
     return pd.DataFrame({name: figures(rows, temperature, column, interval) for name, rows in both.items()}).T
 
 
+def evaluate_network(network: keras.Model, data: str | Path, split: str = "test", line: tuple[float, float] = (1.0, 0.0),
+                     size: int = CROP_SIZE) -> dict[str, pd.DataFrame]:
+    """The evaluation of a saved face network on the DFDC training faces of parts that it was not trained on.
+
+    Args:
+        network: a face branch with its ``logit``.
+        data: holds ``dfdc_faces``.
+        split: ``validation`` (parts 45–47) or ``test`` (48–49).
+        line: scale and shift of the calibration.
+        size: the crops are resized to it, in pixels.
+
+    Returns:
+        :func:`evaluate` for ``one pass`` and for ``mirror averaged``.
+    """
+    folder = Path(data) / "dfdc_faces"
+    table = split_by_part(read_face_table(folder))
+    table = table[table["split"] == split].reset_index(drop=True)
+    faces = Faces(table, load_face_crops(folder, table), np.zeros((len(table), 81, 2), np.float32))
+    scores = score_faces(network, faces, split, size, batch=32)
+    both = {"one pass": scores, "mirror averaged": flip_averaged(scores)}
+    return {name: evaluate(one.assign(logit=line[0] * one["logit"] + line[1])) for name, one in both.items()}
+
+
 def flip_averaged(scores: pd.DataFrame) -> pd.DataFrame:
     """The same table with the logit averaged over the crop and its mirror image."""
     return scores.assign(logit=(scores["logit"] + scores["logit_flipped"]) / 2)
 
 
+def pack_scores(folder: str | Path, path: str | Path, split: str = "validation") -> None:
+    """Write the scores of every run in ``folder`` as one table, a column or two for each run, for :func:`read_scores`."""
+    runs = {name: scores.set_index("stem") for name, scores in read_scores(folder, split).items()}
+    shared = next(iter(runs.values())).drop(columns=["logit", "logit_flipped", "split"])
+    columns = {f"{name}{suffix}": scores[f"logit{suffix}"].round(3) for name, scores in runs.items()
+               for suffix in ("", "_flipped")}
+    shared.assign(**columns).to_csv(path)
+
+
 def read_scores(folder: str | Path, split: str = "validation") -> dict[str, pd.DataFrame]:
-    """The saved scores of every run in ``folder`` (``RUN.SPLIT.csv``), by name of the run."""
+    """The saved scores of every run by name: of a folder (``RUN.SPLIT.csv``) or of one table (:func:`pack_scores`)."""
+    if Path(folder).is_file():
+        table = pd.read_csv(folder)
+        names = [name.removesuffix("_flipped") for name in table if name.endswith("_flipped")]
+        shared = table.drop(columns=[name + suffix for name in names for suffix in ("", "_flipped")])
+        return {name: shared.assign(logit=table[name], logit_flipped=table[f"{name}_flipped"]) for name in names}
     files = sorted(Path(folder).glob(f"**/*.{split}.csv"))
     if not files:
         raise FileNotFoundError(f"{folder}: expected scores of runs, RUN.{split}.csv")
@@ -549,7 +719,7 @@ def train_face(
     Args:
         settings: of the run.
         faces: from :func:`read_faces`, or made of any crops with the same columns.
-        folder: gets ``NAME.checkpoint.npz`` while it runs, then ``NAME.weights.npz`` (float16), ``NAME.history.csv``,
+        folder: gets ``NAME.checkpoint.npz`` while it runs, then ``NAME.keras``, ``NAME.history.csv``,
             ``NAME.validation.csv`` (scores) and ``NAME.json`` (settings and figures).
         minutes: limit on the wall clock, evaluation included; fewer epochs are planned when they would not fit.
         resume: go on from a checkpoint of that name if there is one.
@@ -563,9 +733,9 @@ def train_face(
     keras.utils.set_random_seed(settings.seed)
     network, scorer = build_face_network(settings, policy), build_face_network(settings)
     if settings.start is not None:
-        networks.load_inception_weights(network, settings.start)
+        load_start(network, settings.start)
     batches = FaceBatches(faces, training_rows(faces, settings), settings, workers)
-    trainer, planned = make_trainer(network, settings, faces.crops.shape[1], batches.num_batches)
+    trainer, planned = make_trainer(network, settings, faces.crops.shape[1], batches.num_batches, policy)
     checkpoint = folder / f"{settings.name}.checkpoint.npz"
     done, history = load_checkpoint(checkpoint, trainer) if resume and checkpoint.is_file() else (0, [])
     watched = faces.rows("validation")
@@ -583,8 +753,9 @@ def train_face(
     deadline = began + 60 * minutes - min(reserve, 20 * minutes) if minutes is not None else None
     plan = PlanEpochs(batches, planned, settings.epochs, deadline, validate,
                       checkpoint if checkpoints else None, history)
+    batches.epoch = done  # Keras asks for the first batches before the first epoch begins
     if done < settings.epochs:
-        trainer.fit(batches, epochs=settings.epochs, initial_epoch=done, callbacks=[plan], verbose=0)
+        trainer.fit(batches, epochs=settings.epochs, initial_epoch=done, callbacks=[plan], shuffle=False, verbose=0)
     scorer.set_weights(network.get_weights())  # fit has put the average in place
     scores = score_faces(scorer, faces, "validation", settings.size, batch) if len(watched) else None
     run = FaceRun(settings, scorer, pd.DataFrame(plan.history), scores)
@@ -594,10 +765,10 @@ def train_face(
 
 
 def save_run(run: FaceRun, folder: Path, extra: dict) -> None:
-    """Write weights (float16), history, validation scores, settings and figures of a run."""
+    """Write the network (float16 if it is large), history, validation scores, settings and figures of a run."""
     name = run.settings.name
-    arrays = {f"w{i}": weight.astype(np.float16) for i, weight in enumerate(run.network.get_weights())}
-    np.savez(folder / f"{name}.weights.npz", **arrays)
+    policy = "float16" if run.network.count_params() > HALF_FROM else "float32"
+    networks.save_network(run.network, folder / f"{name}.keras", policy)
     run.history.to_csv(folder / f"{name}.history.csv", index=False)
     summary = {"settings": asdict(run.settings), "epochs": len(run.history), "keras": keras.__version__,
                "backend": keras.backend.backend(), **extra}
@@ -612,42 +783,54 @@ def save_run(run: FaceRun, folder: Path, extra: dict) -> None:
     (folder / f"{name}.json").write_text(json.dumps(summary, indent=1), encoding="utf-8")
 
 
-def load_run(path: str | Path, settings: FaceSettings) -> keras.Model:
-    """The float32 network of a saved ``NAME.weights.npz``."""
+def average_runs(settings: FaceSettings, paths: Sequence[str | Path], faces: Faces, folder: str | Path) -> FaceRun:
+    """The mean of the weights of runs that began at the same weights (Wortsman et al. 2022), scored and saved as a run.
+
+    Args:
+        settings: of the runs, under the name of the new one. paths: their ``.keras`` files.
+    """
     network = build_face_network(settings)
-    with np.load(path, allow_pickle=False) as file:
-        network.set_weights([file[f"w{i}"].astype(np.float32) for i in range(len(file.files))])
-    return network
+    members = [networks.load_network(path).get_weights() for path in paths]
+    network.set_weights([np.mean(weights, axis=0) for weights in zip(*members, strict=True)])
+    run = FaceRun(settings, network, pd.DataFrame(), score_faces(network, faces, "validation", settings.size))
+    save_run(run, Path(folder), {"average_of": [Path(path).name for path in paths]})
+    return run
 
 
 # --- the remedies of the study --------------------------------------------------------------------------------------
 # An average over 100 steps: these runs are too short for one over 1,000, which would keep their first weights.
-ALIKE = FaceSettings(crops=8000, epochs=8, learning_rate=1e-3, average=0.99, self_blended=0.0)
+ALIKE = FaceSettings(crops=8000, size=160, epochs=10, learning_rate=1e-3, average=0.99, self_blended=0.0)
+STUDY = replace(ALIKE, network="one_image_cnn")
 REMEDIES = (
-    replace(ALIKE, name="reference_batch4", network="one_image_cnn", batch_size=4, learning_rate=2.5e-4, epochs=2),
-    replace(ALIKE, name="reference_batch64", network="one_image_cnn"),
-    replace(ALIKE, name="group_norm", network="one_image_cnn", network_options={"normalization": "group"}),
-    replace(ALIKE, name="bam", network="one_image_cnn", network_options={"attention": "bam"}),
-    replace(ALIKE, name="time_series", network="one_image_cnn", network_options={"attention": "time_series"}),
-    replace(ALIKE, name="residual", network="one_image_cnn", network_options={"block": "residual"}),
-    replace(ALIKE, name="gated", network="one_image_cnn", network_options={"block": "gated"}),
-    replace(ALIKE, name="dense", network="one_image_cnn", network_options={"block": "dense"}),
+    replace(STUDY, name="reference_batch4", batch_size=4, learning_rate=2.5e-4),
+    replace(STUDY, name="reference_batch64"),
+    replace(STUDY, name="group_norm", network_options={"normalization": "group"}),
+    replace(STUDY, name="bam", network_options={"attention": "bam"}),
+    replace(STUDY, name="time_series", network_options={"attention": "time_series"}),
+    replace(STUDY, name="residual", network_options={"block": "residual"}),
+    replace(STUDY, name="gated", network_options={"block": "gated"}),
+    replace(STUDY, name="dense", network_options={"block": "dense"}),
     replace(ALIKE, name="mesoinception4", network="mesoinception4"),
     replace(ALIKE, name="inception_scratch"),
-    replace(ALIKE, name="inception_pretrained"),
-    replace(ALIKE, name="inception_self_blended", self_blended=0.4),
+    replace(ALIKE, name="inception_pretrained", start=IMAGENET),
+    replace(ALIKE, name="inception_self_blended", start=IMAGENET, self_blended=0.4),
 )
-SHIPPED = FaceSettings(name="inception_long", seed=2, epochs=34)
 ALL_SHAPES = ("hull", "hull_without_forehead", "parts", "components", "raised_components", "mouth")
+MANY = FaceSettings(name="inception_many", start=IMAGENET, seed=3, epochs=34, mixed=0.15, mask_shapes=ALL_SHAPES)
+DISTILLED = replace(
+    MANY, name="distilled", start="inception_256", size=256, seed=21, mixed=0.3, learning_rate=2e-4,
+    teachers=("inception_many", "inception_256"),
+)
 RUNS = {run.name: run for run in (
-    SHIPPED,
-    replace(SHIPPED, name="inception_many", seed=3, mixed=0.15, mask_shapes=ALL_SHAPES),
-    FaceSettings(name="inception_mixed", seed=1, mixed=0.3, mask_shapes=ALL_SHAPES),
+    MANY,
+    replace(MANY, name="inception_256", size=256, seed=11),
+    replace(MANY, name="inception_located", located=0.5, seed=12),
+    DISTILLED,
+    replace(DISTILLED, name="distilled_web", real_frames=True, seed=22),
     FaceSettings(name="one_image_cnn", network="one_image_cnn", size=256, epochs=8, learning_rate=1e-3, average=0.99,
                  self_blended=0.0),
     *REMEDIES,
 )}
-FROM_SCRATCH = "inception_scratch"
 
 
 def run_face(name: str, data: str | Path, output: str | Path, minutes: float | None = None,
@@ -655,18 +838,23 @@ def run_face(name: str, data: str | Path, output: str | Path, minutes: float | N
     """Train one of ``RUNS`` on the research data, as ``python -m kaggle_utils train face`` does.
 
     Args:
-        data: holds ``dfdc_faces``; the InceptionV3 weights lie in ``weights`` beside or inside it.
-        output: folder of results; options: of :func:`train_face`.
+        data: holds ``dfdc_faces`` (and ``real_frames``); the InceptionV3 weights lie in ``weights`` beside or inside it.
+        output: folder of results, and of the runs that this one starts from or learns from.
+        options: of :func:`train_face`.
 
     Raises:
-        ValueError: no run of that name. FileNotFoundError: a pretrained start is needed and its weights are missing.
+        ValueError: no run of that name. FileNotFoundError: weights that the run needs are missing.
     """
     if name not in RUNS:
         raise ValueError(f"expected one of {', '.join(RUNS)}, found {name!r}")
     settings = RUNS[name]
-    if settings.network == "face_inception" and name != FROM_SCRATCH:
-        settings = replace(settings, start=str(inception_weights(data)))
-    return train_face(settings, read_faces(Path(data) / "dfdc_faces", cache), output, minutes, **options)
+    start, *teachers = (run and str(inception_weights(data) if run == IMAGENET else Path(output) / f"{run}.keras")
+                        for run in (settings.start, *settings.teachers))
+    settings = replace(settings, start=start, teachers=tuple(teachers))
+    faces = read_faces(Path(data) / "dfdc_faces", cache)
+    if settings.real_frames:
+        faces = faces + read_real_frames(Path(data) / "real_frames")
+    return train_face(settings, faces, output, minutes, **options)
 
 
 def inception_weights(data: str | Path) -> Path:

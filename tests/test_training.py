@@ -2,13 +2,14 @@
 
 from dataclasses import replace
 
+import keras
 import numpy as np
 import pandas as pd
 import pytest
 from keras import ops
 from test_augment import drawn_landmarks
 
-from kaggle_utils import platform, training
+from kaggle_utils import networks, platform, training
 from kaggle_utils.training import Faces, FaceSettings
 
 SIZE = 32
@@ -100,7 +101,7 @@ def test_run_learns_and_saves(faces, tmp_path):
     assert len(run.history) == 10 and run.history["loss"].iloc[-1] < run.history["loss"].iloc[0]
     assert list(run.scores["stem"]) == list(faces.table["stem"][faces.rows("validation")])
     assert not (tmp_path / "tiny.checkpoint.npz").exists()
-    again = training.load_run(tmp_path / "tiny.weights.npz", run.settings)
+    again = networks.load_network(tmp_path / "tiny.keras")
     logits = training.predict_logits(again, faces.crops[faces.rows("validation")], SIZE)
     np.testing.assert_allclose(logits, run.scores["logit"], atol=0.05)
 
@@ -150,6 +151,71 @@ def test_averaged_weights_leave_the_trainer_as_it_is(faces):
     assert any(not np.allclose(a, b) for a, b in zip(before, averaged, strict=True))
 
 
+def test_teachers_pull_a_run_towards_their_mean_logit(faces, tmp_path):
+    labelled = training.train_face(replace(TINY, epochs=60, self_blended=0.0, augment=None), faces, tmp_path, workers=1)
+    taught = replace(labelled.settings, name="pupil", teachers=(str(tmp_path / "tiny.keras"),), taught=1.0, seed=9)
+    pupil = training.train_face(taught, faces, tmp_path, workers=1)
+    random = training.build_face_network(taught)
+    teacher, start = (training.predict_logits(net, faces.crops, SIZE) for net in (labelled.network, random))
+    assert np.corrcoef(training.predict_logits(pupil.network, faces.crops, SIZE), teacher)[0, 1] > 0.9
+    assert np.corrcoef(start, teacher)[0, 1] < 0.9
+
+
+def test_taught_loss_is_the_cross_entropy_with_the_teachers():
+    pixels = keras.Input((8, 8, 3))
+    logit = keras.layers.GlobalAveragePooling2D()(pixels)[:, :1]
+    teacher = keras.Model(pixels, {"logit": logit})
+    layer = training.Taught([teacher], weight=2.0)
+    given = np.array([[0.3], [-1.0]], "float32")
+    seen = np.stack([np.full((8, 8, 3), value, "float32") for value in (1.5, -0.5)])
+    np.testing.assert_array_equal(ops.convert_to_numpy(layer(given, seen)), given)
+    target, answer = (training.sigmoid(x) for x in (np.array([[1.5], [-0.5]]), given))
+    expected = -2 * np.mean(target * np.log(answer) + (1 - target) * np.log(1 - answer))
+    assert float(layer.losses[0]) == pytest.approx(expected, rel=1e-4)
+
+
+def test_located_counts_reals_and_blended_but_no_other_fakes():
+    layer = training.Located(weight=1.0)
+    grid, masks = np.zeros((4, 4, 4, 6), "float32"), np.zeros((4, 32, 32, 1), "float32")
+    masks[3, :16] = 1
+    labels = np.array([[0], [1], [0], [1]], "float32")  # the second is a fake of which nothing is known
+    logit = np.zeros((4, 1), "float32")
+    np.testing.assert_array_equal(ops.convert_to_numpy(layer(logit, grid, masks, labels)), logit)
+    assert float(layer.losses[0]) == pytest.approx(np.log(2) * 3 / 4, rel=1e-4)
+
+
+def test_runs_are_averaged_weight_by_weight(faces, tmp_path):
+    nets = [training.build_face_network(TINY) for _ in range(2)]
+    paths = [tmp_path / f"run{i}.keras" for i in range(2)]
+    for network, path in zip(nets, paths, strict=True):
+        networks.save_network(network, path, "float32")
+    run = training.average_runs(replace(TINY, name="average"), paths, faces, tmp_path)
+    for mean, a, b in zip(run.network.get_weights(), *(net.get_weights() for net in nets), strict=True):
+        np.testing.assert_allclose(mean, (a + b) / 2, atol=1e-6)
+    assert (tmp_path / "average.validation.csv").is_file()
+
+
+def test_faces_wider_than_the_tight_framing_are_all_blended(faces):
+    wide = Faces(faces.table.iloc[:4].assign(label=0, group="x", split="train", stem=list("abcd")), faces.crops[:4],
+                 faces.points[:4], np.full(4, 1.3, np.float32))
+    batches = batches_of(faces + wide, self_blended=0.4)
+    parts = [batches[index][0] for index in range(batches.num_batches)]
+    widths, blended = (np.concatenate([part[name].reshape(4, -1).max(1) for part in parts]) for name in ("width", "mask"))
+    assert (widths > 1.2).sum() == 8 and ((widths > 1.2) & (blended > 0)).sum() == 4
+
+
+def test_real_frames_of_web_video_show_the_face_in_the_middle():
+    folder = platform.research_data("real_frames")
+    if folder is None:
+        pytest.skip("DEEPFAKE_DATA does not name the research data")
+    frames = training.read_real_frames(folder)
+    assert frames.crops.shape[1:] == (224, 224, 3) and frames.crops.dtype == np.uint8
+    assert len(frames.crops) == len(frames.points) == len(frames.table) == len(frames.widths)
+    middle = frames.points.mean(1)
+    assert (np.abs(middle - training.mean_landmarks(224).mean(0)) < 30).all()
+    assert frames.table["group"].nunique() > 300
+
+
 def test_temperature_recovers_the_scale_of_the_logits():
     random = np.random.default_rng(0)
     logits = random.normal(0, 2, 20000)
@@ -168,6 +234,23 @@ def test_compare_reads_the_saved_scores_of_all_runs(tmp_path):
     assert list(table.index[table.index.isin(["good", "fair", "weak", "poor"])]) == ["good", "fair", "weak", "poor"]
     assert "average of good, fair, weak" in table.index
     assert (table["calibrated"] <= table["log_loss"] + 1e-9).all()
+
+
+def test_packed_scores_compare_as_the_folder_does(tmp_path):
+    random, labels = np.random.default_rng(1), np.arange(60) % 2
+    for name in ("one", "two"):
+        scores = pd.DataFrame({"stem": [f"c{i}" for i in range(60)], "label": labels, "group": [f"g{i // 2}" for i in range(60)],
+                               "logit": labels + random.normal(0, 1, 60), "split": "validation"})
+        scores.assign(logit_flipped=scores["logit"] + 0.1).to_csv(tmp_path / f"{name}.validation.csv", index=False)
+    training.pack_scores(tmp_path, tmp_path / "all.csv")
+    expected = training.compare(tmp_path, interval=False)
+    pd.testing.assert_frame_equal(training.compare(tmp_path / "all.csv", interval=False), expected, atol=2e-3)
+
+
+def test_balanced_log_loss_is_that_of_a_balanced_set():
+    labels, chances = np.array([0, 1, 1, 1]), np.array([0.4, 0.7, 0.7, 0.7])
+    expected = training.log_loss(np.array([0, 1]), np.array([0.4, 0.7]))
+    assert training.balanced_log_loss(labels, chances) == pytest.approx(expected)
 
 
 def test_evaluation_tells_sizes_and_unaltered_fakes_apart(faces):
