@@ -31,7 +31,7 @@ MAX_SHIFT_ALONE = 3.0  # or so many where each is the only face of its frame,
 MAX_GROWTH = 2.0  # and unless one is larger than the other by more than this factor
 HELD_FRAMES = 2  # before a track's first and after its last detection, the nearest box holds for so many frames
 SURE = 0.95  # a face seen in one frame only counts from this confidence on
-MIN_WEIGHT = 0.1  # a track of less than this share of the main person's weight is dropped
+MIN_WEIGHT = 0.2  # a track of less than this share of the main person's weight is dropped: MTCNN takes some clothes for faces
 
 PNET_CELL = 12  # px, side of P-Net's window
 PYRAMID_START, PYRAMID_FACTOR = 20, 0.709  # the package's pyramid: smallest face in px, and the step between levels

@@ -53,6 +53,7 @@ def test_every_kind_of_clip_is_scored(detector, clips, miniature):
         assert 0 <= verdict.probability <= 1
         assert len(verdict.frames) == 10 * len(verdict.tracks)
         facts = clip_facts(miniature, clip.filename)
+        assert len(verdict.tracks) == max(1, len(facts["faces"]))
         assert math.isnan(verdict.voice) == (not facts["sound"])
         assert math.isnan(verdict.face) == (not facts["faces"])
 
