@@ -300,6 +300,7 @@ def spectrograms(items: Sequence[tuple[str, np.ndarray, np.ndarray, np.ndarray]]
         if not np.allclose(np.diff(frequencies, 2), 0, atol=1e-3 * np.max(frequencies) / len(frequencies)):
             axis.set_yscale("function", functions=(_mel, _kilohertz))
             axis.set_yticks([tick for tick in (0.25, 0.5, 1, 2, 4, 8) if tick <= np.max(frequencies) / 1000])
+            axis.yaxis.set_major_formatter("{x:g}")
         axis.set(xlabel="time (s)", ylabel="frequency (kHz)", title=name)
         axis.label_outer(remove_inner_ticks=False)
     figure.colorbar(mesh, ax=axes, label=f"level ({unit})")
