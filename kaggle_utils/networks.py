@@ -626,6 +626,12 @@ def _rebuilt(config: dict, policy: str) -> keras.Model:
     return keras.saving.deserialize_keras_object(_with_policy(config, policy), safe_mode=True)
 
 
+# What newer releases of Keras write into a file and 3.13, Kaggle's, does not know; at these values it changes nothing.
+NEWER_DEFAULTS = {
+    "input_axes": None, "output_axes": None, "renorm": False, "renorm_clipping": None, "renorm_momentum": 0.99,
+}  # fmt: skip
+
+
 def _with_policy(config, policy: str):
     if isinstance(config, list):
         return [_with_policy(x, policy) for x in config]
@@ -633,4 +639,8 @@ def _with_policy(config, policy: str):
         return config
     if config.get("class_name") == "DTypePolicy":
         return {**config, "config": {"name": policy}}
-    return {key: _with_policy(x, policy) for key, x in config.items()}
+    return {
+        key: _with_policy(x, policy)
+        for key, x in config.items()
+        if not (key in NEWER_DEFAULTS and x == NEWER_DEFAULTS[key])
+    }
