@@ -51,9 +51,11 @@ def fit_line(labels: np.ndarray, logits: np.ndarray) -> tuple[float, float]:
     """Scale and shift that make logits log odds, both classes weighted alike (Platt 1999)."""
     from sklearn.linear_model import LogisticRegression
 
-    spread = max(float(np.std(logits)), 1e-6)
-    model = LogisticRegression(C=10.0, class_weight="balanced").fit(np.asarray(logits)[:, None] / spread, labels)
-    return float(model.coef_[0, 0] / spread), float(model.intercept_[0])
+    middle, spread = float(np.mean(logits)), max(float(np.std(logits)), 1e-6)
+    places = (np.asarray(logits, np.float64)[:, None] - middle) / spread
+    model = LogisticRegression(C=10.0, class_weight="balanced", tol=1e-8).fit(places, labels)
+    scale = float(model.coef_[0, 0] / spread)
+    return scale, float(model.intercept_[0]) - scale * middle
 
 
 class Fusion(Protocol):

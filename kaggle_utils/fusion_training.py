@@ -1,9 +1,10 @@
-"""Train the last network on the frozen branches, with clips that are assembled from faces and voices.
+"""Train and compare the ways to join the branches, on clips that are assembled from faces and voices.
 
-Labelled clips with sound are few, so a training clip is made of ten augmented views of one face crop, which stand for
-ten frames, and a voice drawn at random; it is FAKE when the face or the voice is.
+Labelled clips with sound are few, so a clip is made of ten augmented views of one face crop, which stand for ten
+frames, and of a voice drawn at random; it is FAKE when the face or the voice is. The branches stay as they are.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import keras
@@ -11,87 +12,127 @@ import numpy as np
 import pandas as pd
 
 from .augment import FaceAugment
-from .dataset import FAKE
-from .fusion import SIDES
+from .dataset import FAKE, REAL
+from .fusion import SIDES, Calibration, NoisyOr, fit_line, log_odds, pooled, sigmoid
+from .metrics import auc, bootstrap_interval, expected_calibration_error, log_loss
 from .networks import FRAMES, last_cnn
 from .training import Faces
 
-MISSING = 0.15  # share of the clips without a face, and of those without a voice
+MISSING = 0.15  # share of the training clips without a face, and of those without a voice
+KINDS = {(REAL, REAL): "real", (FAKE, REAL): "fake face", (REAL, FAKE): "fake voice", (FAKE, FAKE): "both fake"}
+PRIOR = 0.75  # share of fakes where the four kinds are equally many
+EVEN_SHARE = 2 / 3  # noisy-or's share of the voice there: half of all voices are fake
 
 
+# --- outputs of the branches ----------------------------------------------------------------------------------------
 @dataclass
 class Embeddings:
     """Outputs of a branch for labelled faces or voices, row by row.
 
     ``outputs``: arrays by name (``embedding``, ``side1`` …, ``logit``), each (N, …); for faces (N, 10, …).
-    ``labels``: int (N,), 0 REAL, 1 FAKE.
+    ``labels``: int (N,), 0 REAL, 1 FAKE. ``groups``: str (N,), originals or speakers, what a split keeps together.
     """
 
     outputs: dict[str, np.ndarray]
     labels: np.ndarray
+    groups: np.ndarray
+
+    def take(self, rows: np.ndarray) -> "Embeddings":
+        return Embeddings({name: x[rows] for name, x in self.outputs.items()}, self.labels[rows], self.groups[rows])
+
+    def halves(self, share: float = 0.5, seed: int = 0) -> tuple["Embeddings", "Embeddings"]:
+        """Two parts with no group in both, the first with ``share`` of the groups."""
+        names = np.random.default_rng(seed).permutation(np.unique(self.groups))
+        first = np.isin(self.groups, names[: round(share * len(names))])
+        return self.take(np.flatnonzero(first)), self.take(np.flatnonzero(~first))
 
     def save(self, path) -> None:
         """Write one npz; the arrays in float16."""
-        np.savez(path, labels=self.labels, **{name: x.astype(np.float16) for name, x in self.outputs.items()})
+        np.savez(path, labels=self.labels, groups=self.groups.astype(str),
+                 **{name: x.astype(np.float16) for name, x in self.outputs.items()})
 
     @classmethod
     def load(cls, path) -> "Embeddings":
         """Read what :meth:`save` wrote, in float32."""
         with np.load(path, allow_pickle=False) as file:
-            outputs = {name: file[name].astype(np.float32) for name in file.files if name != "labels"}
-            return cls(outputs, file["labels"])
+            outputs = {name: file[name].astype(np.float32) for name in file.files if name not in ("labels", "groups")}
+            return cls(outputs, file["labels"], file["groups"])
 
 
 def embed_faces(network: keras.Model, faces: Faces, rows: np.ndarray, size: int, views: int = FRAMES,
                 seed: int = 0) -> Embeddings:
-    """Run ten augmented views of each crop through the face network.
+    """Run ten slightly different views of each crop through the face network.
 
     Args:
         network: a face branch with its head.
         faces: crops with landmarks; rows: which of them.
         size: side of the network's input in pixels.
     """
-    augment = FaceAugment(size, cutout=0.0, seed=seed)
+    augment = FaceAugment(size, zoom=1.06, shift=0.04, angle=5.0, cutout=0.0, quality=0.25, seed=seed)
     parts = []
     for row in rows:
+        ones = np.ones((views, 1), np.float32)
         batch = {
             "crop": np.repeat(faces.crops[row][None], views, axis=0),
             "mask": np.zeros((views, *faces.crops.shape[1:3], 1), np.uint8),
-            "points": np.repeat(faces.points[row][None], views, axis=0),
-            "label": np.ones((views, 1), np.float32),
-            "width": np.ones((views, 1), np.float32),
+            "points": np.repeat(faces.points[row][None], views, axis=0), "label": ones, "width": ones,
         }
         parts.append(network.predict_on_batch(augment(batch, training=True)))
     outputs = {name: np.stack([np.asarray(part[name]) for part in parts]) for name in parts[0]}
-    return Embeddings(outputs, faces.table["label"].to_numpy()[rows])
+    table = faces.table.iloc[rows]
+    return Embeddings(outputs, table["label"].to_numpy(), table["group"].to_numpy(str))
 
 
-def embed_voices(network: keras.Model, windows: np.ndarray, labels: np.ndarray, batch: int = 16) -> Embeddings:
-    """Run one window of each voice, as the network takes it, through the voice network."""
-    outputs = network.predict(windows, batch_size=batch, verbose=0)
-    return Embeddings({name: np.asarray(x) for name, x in outputs.items()}, np.asarray(labels))
+def embed_voices(network: keras.Model, windows: list[np.ndarray], labels: np.ndarray, groups: np.ndarray) -> Embeddings:
+    """Run the windows of each voice, (n, …) as the network takes them, through the voice network; means over windows."""
+    outputs = network.predict(np.concatenate(windows), batch_size=8, verbose=0)
+    ends = np.cumsum([len(part) for part in windows])[:-1]
+    means = {name: np.stack([part.mean(0) for part in np.split(np.asarray(x), ends)]) for name, x in outputs.items()}
+    return Embeddings(means, np.asarray(labels), np.asarray(groups, str))
 
 
-def assemble(faces: Embeddings, voices: Embeddings, count: int, seed: int = 0, missing: float = MISSING) -> tuple:
+# --- assembled clips ------------------------------------------------------------------------------------------------
+@dataclass
+class Clips:
+    """Assembled clips: inputs of :func:`networks.last_cnn`, the logits of the branches, and what is fake.
+
+    ``inputs`` arrays by name; ``face``, ``voice`` float (N,) mean logits, NaN where missing; ``table``: ``face`` and
+    ``voice`` (0 real, 1 fake, −1 missing), ``label`` (1: one of them is fake), ``group`` (the face's original).
+    """
+
+    inputs: dict[str, np.ndarray]
+    face: np.ndarray
+    voice: np.ndarray
+    table: pd.DataFrame
+
+    @property
+    def labels(self) -> np.ndarray:
+        return self.table["label"].to_numpy()
+
+
+def assemble(faces: Embeddings, voices: Embeddings, count: int, seed: int = 0, missing: float = 0.0) -> Clips:
     """Pair faces and voices at random, both classes of each equally often.
 
-    Returns:
-        inputs of :func:`networks.last_cnn` for ``count`` clips, labels float32 (count, 1), and a table with ``face``
-        and ``voice`` (0 real, 1 fake, −1 missing) of each clip.
+    Args:
+        missing: share of the clips without a face, and of those without a voice; where it is not 0, single frames are
+            missing too.
     """
     random = np.random.default_rng(seed)
     face_rows, voice_rows = (_balanced(part.labels, count, random) for part in (faces, voices))
     draw = random.random(count)
     seen, heard = draw >= missing, draw < 1 - missing  # never both missing
-    mask = (random.random((count, FRAMES)) >= random.choice([0.0, 0.0, 0.3], count)[:, None]) & seen[:, None]
+    lost = random.choice([0.0, 0.0, 0.3], count) * (missing > 0)
+    mask = (random.random((count, FRAMES)) >= lost[:, None]) & seen[:, None]
     mask[seen & ~mask.any(axis=1), 0] = True
     inputs = {f"face_{name}": faces.outputs[name][face_rows] for name in SIDES}
     inputs |= {f"voice_{name}": voices.outputs[name][voice_rows] for name in SIDES}
     inputs |= {"face_mask": mask.astype(np.float32), "voice_mask": heard[:, None].astype(np.float32)}
-    face, voice = faces.labels[face_rows], voices.labels[voice_rows]
-    table = pd.DataFrame({"face": np.where(seen, face, -1), "voice": np.where(heard, voice, -1)})
-    labels = ((table == FAKE).any(axis=1)).to_numpy(np.float32)[:, None]
-    return inputs, labels, table
+    logits = faces.outputs["logit"][face_rows][..., 0]
+    table = pd.DataFrame({"face": np.where(seen, faces.labels[face_rows], -1),
+                          "voice": np.where(heard, voices.labels[voice_rows], -1), "group": faces.groups[face_rows]})
+    table["label"] = (table[["face", "voice"]] == FAKE).any(axis=1).astype(int)
+    return Clips(inputs, np.array([pooled(*pair) for pair in zip(logits, mask, strict=True)]),
+                 np.where(heard, voices.outputs["logit"][voice_rows][:, 0], np.nan), table)
 
 
 def _balanced(labels: np.ndarray, count: int, random: np.random.Generator) -> np.ndarray:
@@ -100,18 +141,116 @@ def _balanced(labels: np.ndarray, count: int, random: np.random.Generator) -> np
     return random.choice(len(labels), count, p=chance / chance.sum())
 
 
-def train_last(faces: Embeddings, voices: Embeddings, clips: int = 6000, epochs: int = 15, seed: int = 0,
-               normalization: str = "batch", as_run: bool = False, verbose: int = 0) -> keras.Model:
+def train_last(clips: Clips, epochs: int = 15, seed: int = 0, normalization: str = "batch", as_run: bool = False,
+               verbose: int = 0) -> keras.Model:
     """Fit the study's last CNN on assembled clips; binary cross-entropy, Adam with a cosine to 0.
 
     Returns:
         the network, inputs by name as :func:`networks.last_cnn` says -> logit (1).
     """
     keras.utils.set_random_seed(seed)
-    inputs, labels, _ = assemble(faces, voices, clips, seed)
     network = last_cnn(as_run=as_run, normalization=normalization)
-    steps = -(-clips // 64) * epochs
+    steps = -(-len(clips.labels) // 64) * epochs
     network.compile(keras.optimizers.Adam(keras.optimizers.schedules.CosineDecay(1e-3, steps)),
                     keras.losses.BinaryCrossentropy(from_logits=True, label_smoothing=0.02))
-    network.fit(inputs, labels, batch_size=64, epochs=epochs, verbose=verbose)
+    labels = clips.labels.astype(np.float32)[:, None]
+    network.fit(clips.inputs, labels, batch_size=64, epochs=epochs, verbose=verbose)
     return network
+
+
+# --- the ways to join -----------------------------------------------------------------------------------------------
+Scorer = Callable[[Clips], np.ndarray]  # clips -> logits (N,)
+
+
+def branch_lines(clips: Clips) -> dict[str, tuple[float, float]]:
+    """The calibration of each branch by its own label: ``{"face": (scale, shift), "voice": …}``."""
+    lines = {}
+    for name, logits in (("face", clips.face), ("voice", clips.voice)):
+        there = np.isfinite(logits)
+        lines[name] = fit_line(clips.table[name].to_numpy()[there], logits[there])
+    return lines
+
+
+def branch_logits(clips: Clips, lines: dict[str, tuple[float, float]]) -> np.ndarray:
+    """Calibrated logits of face and voice, float (N, 2); 0, which says nothing, where one is missing."""
+    pairs = [scale * logits + shift for (scale, shift), logits in ((lines["face"], clips.face), (lines["voice"], clips.voice))]
+    return np.nan_to_num(np.stack(pairs, axis=1))
+
+
+def noisy_or(clips: Clips, lines: dict, voice_share: float = EVEN_SHARE, prior: float = PRIOR) -> np.ndarray:
+    """:class:`fusion.NoisyOr` on assembled clips: log odds (N,) with the prior taken out again."""
+    join = NoisyOr(Calibration(lines, (0, 1)), voice_share)
+    whole = np.ones(1, bool)
+    answers = [join({"logit": np.full((1, 1), face)}, whole & np.isfinite(face),
+                    {"logit": np.full((1, 1), voice)} if np.isfinite(voice) else None, prior)
+               for face, voice in zip(clips.face, clips.voice, strict=True)]
+    answers = np.clip(answers, 1e-7, 1 - 1e-7)
+    return np.log(answers / (1 - answers)) - log_odds(prior)
+
+
+def last_logits(network: keras.Model, clips: Clips) -> np.ndarray:
+    return network.predict(clips.inputs, batch_size=256, verbose=0)[:, 0]
+
+
+def fit_methods(train: Clips, epochs: int = 15, seed: int = 0) -> dict[str, Scorer]:
+    """Every way to join the branches, from one branch alone to the study's last CNN, fitted on ``train``."""
+    from sklearn.linear_model import LogisticRegression
+
+    lines = branch_lines(train)
+    regression = LogisticRegression(class_weight="balanced").fit(branch_logits(train, lines), train.labels)
+    methods: dict[str, Scorer] = {
+        "face alone": lambda clips: branch_logits(clips, lines)[:, 0],
+        "voice alone": lambda clips: branch_logits(clips, lines)[:, 1],
+        "mean of logits": lambda clips: branch_logits(clips, lines).mean(axis=1),
+        "noisy-or": lambda clips: noisy_or(clips, lines),
+        "logistic regression": lambda clips: regression.decision_function(branch_logits(clips, lines)),
+    }
+    for normalization in ("batch", "group"):
+        network = train_last(train, epochs, seed, normalization)
+        methods[f"last CNN, {normalization} norm"] = lambda clips, network=network: last_logits(network, clips)
+    return methods
+
+
+# --- comparison -----------------------------------------------------------------------------------------------------
+def calibrated(scorer: Scorer, calibrate: Clips, clips: Clips, prior: float = PRIOR,
+               limits: tuple[float, float] = (0.01, 0.99)) -> np.ndarray:
+    """P(fake) of ``clips``, float (N,): one line fitted on ``calibrate``, the prior, the limits."""
+    scale, shift = fit_line(calibrate.labels, scorer(calibrate))
+    return np.clip(sigmoid(scale * scorer(clips) + shift + log_odds(prior)), *limits)
+
+
+def best_limits(labels: np.ndarray, probabilities: np.ndarray, margins=(0.001, 0.003, 0.01, 0.02, 0.05)) -> tuple[float, float]:
+    """The range (margin, 1 − margin) with the lowest log loss on clips that the calibration was not fitted on."""
+    best = min(margins, key=lambda margin: log_loss(labels, np.clip(probabilities, margin, 1 - margin)))
+    return best, 1 - best
+
+
+def kind_of(clips: Clips) -> np.ndarray:
+    """The name in ``KINDS`` of each clip, str (N,)."""
+    return np.array([KINDS.get(pair, "missing") for pair in zip(clips.table["face"], clips.table["voice"], strict=True)])
+
+
+def figures(clips: Clips, probabilities: np.ndarray, interval: bool = True) -> dict:
+    """Log loss of each kind and of all, AUC of each fake kind against real clips and of all, calibration error."""
+    kinds, labels, groups = kind_of(clips), clips.labels, clips.table["group"].to_numpy()
+    lines = {}
+    for kind in KINDS.values():
+        chosen = kinds == kind
+        lines[f"log loss, {kind}"] = log_loss, chosen
+        if kind != KINDS[REAL, REAL]:
+            lines[f"AUC, {kind}"] = auc, chosen | (kinds == KINDS[REAL, REAL])
+    everything = np.ones(len(labels), bool)
+    lines |= {"log loss": (log_loss, everything), "AUC": (auc, everything), "ECE": (expected_calibration_error, everything)}
+    result = {}
+    for name, (metric, chosen) in lines.items():
+        some = labels[chosen], probabilities[chosen]
+        result[name] = metric(*some)
+        if interval:
+            result[f"{name} low"], result[f"{name} high"] = bootstrap_interval(metric, *some, groups[chosen], rounds=300)
+    return result
+
+
+def compare(methods: dict[str, Scorer], calibrate: Clips, test: Clips, interval: bool = True) -> pd.DataFrame:
+    """One line for each method on the same clips: :func:`figures` of its calibrated probabilities."""
+    return pd.DataFrame({name: figures(test, calibrated(scorer, calibrate, test), interval)
+                         for name, scorer in methods.items()}).T

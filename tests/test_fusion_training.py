@@ -1,0 +1,104 @@
+"""Assembled clips, the ways to join the branches, and their comparison, on drawn embeddings."""
+
+import numpy as np
+import pytest
+
+from kaggle_utils import fusion, networks
+from kaggle_utils import fusion_training as training
+from kaggle_utils.fusion_training import Embeddings
+
+FRAMES = networks.FRAMES
+
+
+def drawn(widths, frames=(), count=200, seed=0):
+    """Embeddings whose logit, and the first column of every output, tell the class with some noise."""
+    random = np.random.default_rng(seed)
+    labels = np.arange(count) % 2
+    signal = (2 * labels - 1).reshape(-1, *(1 for _ in frames), 1)
+    outputs = {name: random.normal(0, 1, (count, *frames, width)) + signal for name, width in widths.items()}
+    outputs["logit"] = random.normal(0, 1, (count, *frames, 1)) + 2.5 * signal + random.normal(0, 1, signal.shape)
+    groups = np.array([f"g{i // 2}" for i in range(count)])
+    return Embeddings({name: x.astype(np.float32) for name, x in outputs.items()}, labels, groups)
+
+
+@pytest.fixture(scope="module")
+def faces():
+    return drawn(networks.FACE_OUTPUTS, (FRAMES,))
+
+
+@pytest.fixture(scope="module")
+def voices():
+    return drawn(networks.VOICE_OUTPUTS, seed=1)
+
+
+def test_the_four_kinds_are_equally_many_and_labelled(faces, voices):
+    clips = training.assemble(faces, voices, 2000, seed=0)
+    kinds = training.kind_of(clips)
+    assert set(kinds) == set(training.KINDS.values())
+    assert all(abs((kinds == kind).mean() - 0.25) < 0.04 for kind in training.KINDS.values())
+    np.testing.assert_array_equal(clips.labels, kinds != "real")
+    assert clips.inputs["face_mask"].all() and clips.inputs["voice_mask"].all()
+    np.testing.assert_allclose(clips.inputs["face_side1"].shape, (2000, FRAMES, networks.FACE_OUTPUTS["side1"]))
+
+
+def test_missing_parts_are_masked_and_never_both(faces, voices):
+    clips = training.assemble(faces, voices, 1000, missing=0.2)
+    seen, heard = clips.inputs["face_mask"].any(1), clips.inputs["voice_mask"][:, 0] > 0
+    assert (seen | heard).all() and 0.1 < (~seen).mean() < 0.3 and 0.1 < (~heard).mean() < 0.3
+    np.testing.assert_array_equal(np.isnan(clips.face), ~seen)
+    np.testing.assert_array_equal(np.isnan(clips.voice), ~heard)
+    assert (clips.labels[~seen] == (clips.table["voice"][~seen] == 1)).all()
+    assert (training.branch_logits(clips, {"face": (1, 0), "voice": (1, 0)})[~seen, 0] == 0).all()
+
+
+def test_halves_share_no_group(faces):
+    first, second = faces.halves(0.6)
+    assert not set(first.groups) & set(second.groups) and len(first.labels) + len(second.labels) == 200
+    assert 0.5 < len(first.labels) / 200 < 0.7
+
+
+def test_embeddings_are_saved_and_read_back(voices, tmp_path):
+    voices.save(tmp_path / "voices.npz")
+    again = Embeddings.load(tmp_path / "voices.npz")
+    np.testing.assert_array_equal(again.groups, voices.groups)
+    np.testing.assert_allclose(again.outputs["side2"], voices.outputs["side2"], atol=5e-3)
+
+
+def test_noisy_or_is_that_of_the_detector(faces, voices):
+    clips = training.assemble(faces, voices, 20, missing=0.3)
+    lines = {"face": (0.8, 0.1), "voice": (0.5, -0.2)}
+    join = fusion.NoisyOr(fusion.Calibration(lines, (0, 1)), training.EVEN_SHARE)
+    given = training.noisy_or(clips, lines)
+    for i in range(20):
+        seen = clips.inputs["face_mask"][i] > 0
+        face = {"logit": np.full((FRAMES, 1), np.nan_to_num(clips.face[i]))}
+        voice = None if np.isnan(clips.voice[i]) else {"logit": np.full((1, 1), clips.voice[i])}
+        expected = join(face, seen, voice, training.PRIOR)
+        assert training.sigmoid(given[i] + fusion.log_odds(training.PRIOR)) == pytest.approx(expected, abs=1e-5)
+
+
+def test_joined_beats_each_branch_and_the_line_recovers_the_log_odds(faces, voices):
+    train = training.assemble(*(part.halves()[0] for part in (faces, voices)), 1500, missing=0.1)
+    rest = [part.halves()[1] for part in (faces, voices)]
+    methods = training.fit_methods(train, epochs=3)
+    assert "last CNN, batch norm" in methods and "last CNN, group norm" in methods
+    table = training.compare(methods, training.assemble(*rest, 800, seed=1), training.assemble(*rest, 800, seed=2), False)
+    assert table.loc["noisy-or", "log loss"] < table.loc[["face alone", "voice alone"], "log loss"].min() - 0.05
+    assert table.loc["noisy-or", "AUC"] > table.loc[["face alone", "voice alone"], "AUC"].max() + 0.05
+    assert table["ECE"].between(0, 0.25).all()
+
+
+def test_line_weighs_both_classes_alike():
+    random = np.random.default_rng(0)
+    labels = (random.random(200000) < 0.9).astype(int)
+    logits = random.normal(0, 1, 200000) + np.where(labels == 1, 1.0, -1.0)  # log odds 2 x where the classes are balanced
+    scale, shift = fusion.fit_line(labels, 3 * logits + 5)
+    assert scale * 3 == pytest.approx(2, rel=0.05) and scale * 5 + shift == pytest.approx(0, abs=0.1)
+
+
+def test_limits_widen_where_a_certainty_is_wrong():
+    labels, sure = np.array([0, 1] * 50), np.array([0.0001, 0.9999] * 50)
+    assert training.best_limits(labels, sure)[0] == 0.001
+    wrong = sure.copy()
+    wrong[:6] = 1 - wrong[:6]
+    assert training.best_limits(labels, wrong)[0] == 0.05
