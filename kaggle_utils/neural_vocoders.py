@@ -326,7 +326,8 @@ def train_vocoder(vocoder: Vocoder, clips: list[np.ndarray], seconds: float, see
         if blocks % 50 == 0:
             report(f"{vocoder.family}: {blocks * BLOCK} steps in {time.monotonic() - began:.0f} s, {losses}")
     report(f"{vocoder.family}: {blocks * BLOCK} steps in {time.monotonic() - began:.0f} s, {losses}")
-    return [*kept, _copy(vocoder, network, state[0])]
+    last = _copy(vocoder, network, state[0])
+    return [*(kept or [last]), last] if early else [last]
 
 
 def _copy(vocoder: Vocoder, network: keras.Model, weights: list) -> keras.Model:

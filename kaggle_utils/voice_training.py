@@ -233,7 +233,7 @@ def add_neural_twins(voices: Voices, names: Sequence[str] | None = None, seconds
         for variant, network, rows in ((name, full, reals), (f"{name}_early", early, reals[number % 3 :: 3])):
             made = neural_vocoders.vocode(vocoder, network, [spoken[row] for row in rows], voices.rate, seed=number)
             voices = _with_twins(voices, rows, variant, made)
-            if network is full:
+            if variant == name:
                 fixed = [vocoders.mel_corrected(twin, spoken[row], voices.rate)
                          for twin, row in zip(made, rows, strict=True)]
                 voices = _with_twins(voices, rows, f"{name}_mel", fixed)
@@ -644,7 +644,8 @@ def make_corpus(data: str | Path, prompts: str | Path | None = None, seconds: fl
         recorded += read_prompts(prompts)
     classical = [name for name in vocoders.GENERATORS if vocoders.family(name) in CLASSICAL]
     voices = add_neural_twins(add_twins(recorded, classical, processes), seconds=seconds)
-    return prepared(voices, codecs=list(CODECS), copies=1, processes=processes)
+    voices = prepared(voices, codecs=list(CODECS), copies=1, processes=processes)
+    return voices.take(np.flatnonzero([len(samples) > voices.rate for samples in voices.samples]))  # a vocoder may fail
 
 
 def run_voice(name: str, data: str | Path, output: str | Path, minutes: float | None = None,
