@@ -96,7 +96,7 @@ class Detector:
         folder = Path(folder) if folder else models_folder()
         settings = json.loads((folder / SETTINGS).read_text())
         face, hears = (networks.load_network(folder / f"{name}.keras") for name in ("face", "voice"))
-        calibration = fusion.Calibration(settings["calibration"], settings["range"])
+        calibration = fusion.Calibration(settings["calibration"], settings["range"], settings.get("pooling", "mean"))
         files = sorted([*folder.glob("*.keras"), folder / SETTINGS])
         fingerprint = hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()[:16]
         fuse = fusion.load(folder, settings, calibration)
@@ -230,7 +230,8 @@ class Detector:
     def _verdict(self, path, clip, people, seen, heard, warnings) -> Verdict:
         """Join what was seen and heard: one curve for each person, and the most suspicious person's score."""
         masks = [np.array([source != "fallback" for source in person.sources]) for person in people]
-        logits = [fusion.pooled(outputs["logit"][:, 0], mask) for outputs, mask in zip(seen, masks, strict=True)]
+        logits = [fusion.pooled(outputs["logit"][:, 0], mask, self.calibration.pooling)
+                  for outputs, mask in zip(seen, masks, strict=True)]
         main = max((index for index, logit in enumerate(logits) if not math.isnan(logit)), key=lambda index: logits[index],
                    default=None)
         if main is None:

@@ -6,7 +6,7 @@ from typing import Protocol
 
 import numpy as np
 
-from . import networks
+from . import metrics, networks
 
 SIDES = ("embedding", "side1", "side2", "side3")
 
@@ -21,9 +21,16 @@ def log_odds(probability: float) -> float:
     return math.log(probability / (1 - probability))
 
 
-def pooled(logits: np.ndarray, seen: np.ndarray) -> float:
-    """Mean of the logits of the crops that show a face; NaN when none does."""
-    return float(logits[seen].mean()) if seen.any() else math.nan
+POOLINGS = {"confident": metrics.confident_strategy, "power": metrics.power_transform}  # of the challenge's winners
+
+
+def pooled(logits: np.ndarray, seen: np.ndarray, pooling: str = "mean") -> float:
+    """One logit for the crops that show a face: their mean, or that of a pooling of ``POOLINGS``; NaN when none does."""
+    if not seen.any():
+        return math.nan
+    if pooling == "mean":
+        return float(logits[seen].mean())
+    return log_odds(float(np.clip(POOLINGS[pooling](sigmoid(logits[seen])), 1e-6, 1 - 1e-6)))
 
 
 class Calibration:
@@ -32,10 +39,13 @@ class Calibration:
     Args:
         lines: ``{"crop": (scale, shift), "face": …, "voice": …, "clip": …}``; a kind that is not named stays as it is.
         limits: lowest and highest probability that is ever answered.
+        pooling: of the frames of a person, ``mean`` (of the logits) or one of ``POOLINGS``.
     """
 
-    def __init__(self, lines: dict[str, tuple[float, float]], limits: tuple[float, float]):
-        self.lines, self.limits = lines, limits
+    def __init__(self, lines: dict[str, tuple[float, float]], limits: tuple[float, float], pooling: str = "mean"):
+        if pooling not in ("mean", *POOLINGS):
+            raise ValueError(f"pooling: expected mean, {' or '.join(POOLINGS)}, found {pooling!r}")
+        self.lines, self.limits, self.pooling = lines, limits, pooling
 
     def logit(self, raw, kind: str):
         """The calibrated logit at a prior of 0.5."""
@@ -94,7 +104,8 @@ class NoisyOr:
         face_prior = 1 - (1 - prior) / (1 - voice_prior)
         looks, sounds = face_prior, voice_prior
         if seen.any():
-            looks = sigmoid(self.calibration.logit(pooled(face["logit"][:, 0], seen), "face") + log_odds(face_prior))
+            pooled_face = pooled(face["logit"][:, 0], seen, self.calibration.pooling)
+            looks = sigmoid(self.calibration.logit(pooled_face, "face") + log_odds(face_prior))
         if voice is not None:
             sounds = sigmoid(self.calibration.logit(voice["logit"].mean(), "voice") + log_odds(voice_prior))
         return float(1 - (1 - looks) * (1 - sounds))

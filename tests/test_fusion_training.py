@@ -102,3 +102,14 @@ def test_limits_widen_where_a_certainty_is_wrong():
     wrong = sure.copy()
     wrong[:6] = 1 - wrong[:6]
     assert training.best_limits(labels, wrong)[0] == 0.05
+
+
+def test_frames_are_pooled_as_the_detector_is_told():
+    logits, seen = np.array([3.0, 3.0, 3.0, -1.0, 9.0]), np.array([1, 1, 1, 1, 0], bool)
+    assert fusion.pooled(logits, seen) == pytest.approx(2.0)
+    sure = fusion.sigmoid(3.0)
+    assert fusion.sigmoid(fusion.pooled(logits, seen, "confident")) == pytest.approx(sure)
+    assert fusion.pooled(logits, seen, "power") > 3.0
+    assert np.isnan(fusion.pooled(logits, ~seen & False))
+    with pytest.raises(ValueError, match="pooling"):
+        fusion.Calibration({}, (0, 1), "median")
