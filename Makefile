@@ -1,11 +1,13 @@
 # make run    a fresh machine to submission.csv and pictures, for the miniature or for DATA=folder
 # make test   every unit test and every notebook, on the miniature; on real clips too where DEEPFAKE_DATA names them
-# make clean  remove what the two made
+#             with VENV=.venv-oldest RESOLUTION=lowest-direct on the oldest packages allowed, those of Kaggle's image
+# make clean  remove what these made
 
 PYTHON ?= python3
 VENV   ?= .venv
 PY     := $(VENV)/bin/python
 DATA   ?=
+RESOLUTION ?= highest
 
 export TF_CPP_MIN_LOG_LEVEL ?= 3
 
@@ -25,7 +27,7 @@ lint: $(VENV)/.ready
 $(VENV)/.ready: requirements.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.12 ...")'
 	$(PYTHON) -m venv $(VENV)
-	$(PY) -m pip install -q --only-binary :all: uv && $(PY) -m uv pip install --python $(PY) -r requirements.txt \
+	$(PY) -m pip install -q --only-binary :all: uv && $(PY) -m uv pip install --python $(PY) --resolution $(RESOLUTION) -r requirements.txt \
 	  || $(PY) -m pip install --no-compile -r requirements.txt
 	@$(PY) -c 'import cv2' 2>/dev/null || { \
 	  version=$$($(PY) -c 'from importlib.metadata import version; print(version("opencv-python"))'); \

@@ -12,6 +12,7 @@ import pytest
 
 from kaggle_utils import miniature as made
 from kaggle_utils.dataset import clips_to_score, read_dfdc
+from kaggle_utils.faces import FaceFinder
 from kaggle_utils.video import probe, read_frames
 
 
@@ -147,19 +148,17 @@ def test_resynthesis_keeps_level_and_length_but_not_the_wave():
 
 def test_mtcnn_finds_every_face_upright(miniature, facts):
     """In the middle frame of each clip, as many faces as there are people, where the facts say, eyes above mouth."""
-    from mtcnn import MTCNN
-
-    detector = MTCNN(device="CPU:0")
+    finder = FaceFinder()
     for path in sorted(miniature.glob("*/*.mp4")):
         frames = read_frames(path, 1)
         index = round(frames.times_s[0] * facts[path.name]["fps"])
         known = [track[index] for track in facts[path.name]["faces"]]
-        found = [face for face in detector.detect_faces(frames.images[0]) if face["confidence"] > 0.9]
+        found = [face for face in finder(frames.images)[0] if face.confidence > 0.9]
         assert len(found) == len(known), path.name
         for x, y, half_width, half_height, _ in known:
-            points = min((face["keypoints"] for face in found), key=lambda face: abs(face["nose"][0] - x))
-            assert np.hypot(points["nose"][0] - x, points["nose"][1] - y) < half_width
-            assert points["mouth_left"][1] - points["left_eye"][1] > 0.4 * half_height
+            eye, _, nose, mouth, _ = min((face.landmarks for face in found), key=lambda points: abs(points[2, 0] - x))
+            assert np.hypot(*(nose - (x, y))) < half_width
+            assert mouth[1] - eye[1] > 0.4 * half_height
 
 
 def test_import_is_cheap():
