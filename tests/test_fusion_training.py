@@ -110,6 +110,6 @@ def test_frames_are_pooled_as_the_detector_is_told():
     sure = fusion.sigmoid(3.0)
     assert fusion.sigmoid(fusion.pooled(logits, seen, "confident")) == pytest.approx(sure)
     assert fusion.pooled(logits, seen, "power") > 3.0
-    assert np.isnan(fusion.pooled(logits, ~seen & False))
+    assert np.isnan(fusion.pooled(logits, np.zeros(5, bool)))
     with pytest.raises(ValueError, match="pooling"):
         fusion.Calibration({}, (0, 1), "median")
