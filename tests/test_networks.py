@@ -3,6 +3,7 @@
 Building is symbolic and cheap; what is run is run on tiny inputs.
 """
 
+import json
 import subprocess
 import sys
 import zipfile
@@ -308,13 +309,19 @@ def test_files_keep_the_scores(name, tmp_path):
 
 
 def test_a_file_holds_two_bytes_a_weight(tmp_path):
-    model = networks.last_cnn()  # with BatchNorm
+    model = networks.last_cnn()
     networks.save_network(model, tmp_path / "last.keras")
     assert (tmp_path / "last.keras").stat().st_size < 2.3 * model.count_params()
     with zipfile.ZipFile(tmp_path / "last.keras") as file:
-        config = file.read("config.json").decode()
-    assert "float16" in config
-    assert not any(f'"{name}"' in config for name in networks.NEWER_DEFAULTS)  # Kaggle's Keras knows none of them
+        assert "float16" in json.dumps(json.loads(file.read("config.json")))
+
+
+def test_settings_that_kaggle_s_keras_does_not_know_are_left_out(tmp_path):
+    networks.save_network(networks.last_cnn(), tmp_path / "last.keras")
+    with zipfile.ZipFile(tmp_path / "last.keras") as file:
+        config = json.dumps(networks._with_policy(json.loads(file.read("config.json")), "float32"))
+    assert "BatchNormalization" in config and "GlorotUniform" in config
+    assert not any(f'"{name}"' in config for name in networks.NEWER_DEFAULTS)
 
 
 def test_a_weight_too_large_is_named(tmp_path):
