@@ -599,7 +599,8 @@ def evaluate(scores: pd.DataFrame, temperature: float = 1.0, column: str = "logi
         groups[f"source {low}–{high} px"] = scores[(scores["source_px"] >= low) & (scores["source_px"] < high)]
     groups |= {f"part {part}": rows for part, rows in scores.groupby("part")}
     both = {name: rows for name, rows in groups.items() if rows["label"].nunique() == 2}
-    return pd.DataFrame({name: figures(rows, temperature, column, interval) for name, rows in both.items()}).T
+    return pd.DataFrame({name: figures(rows, temperature, column, interval and rows["group"].nunique() > 1)
+                         for name, rows in both.items()}).T
 
 
 def evaluate_network(network: keras.Model, data: str | Path, split: str = "test", line: tuple[float, float] = (1.0, 0.0),
@@ -847,14 +848,18 @@ def run_face(name: str, data: str | Path, output: str | Path, minutes: float | N
     """
     if name not in RUNS:
         raise ValueError(f"expected one of {', '.join(RUNS)}, found {name!r}")
-    settings = RUNS[name]
-    start, *teachers = (run and str(inception_weights(data) if run == IMAGENET else Path(output) / f"{run}.keras")
-                        for run in (settings.start, *settings.teachers))
-    settings = replace(settings, start=start, teachers=tuple(teachers))
+    settings = with_files(RUNS[name], data, output)
     faces = read_faces(Path(data) / "dfdc_faces", cache)
     if settings.real_frames:
         faces = faces + read_real_frames(Path(data) / "real_frames")
     return train_face(settings, faces, output, minutes, **options)
+
+
+def with_files(settings: FaceSettings, data: str | Path, output: str | Path) -> FaceSettings:
+    """The settings of a run of ``RUNS`` with the files that its start and its teachers lie in."""
+    start, *teachers = (run and str(inception_weights(data) if run == IMAGENET else Path(output) / f"{run}.keras")
+                        for run in (settings.start, *settings.teachers))
+    return replace(settings, start=start, teachers=tuple(teachers))
 
 
 def inception_weights(data: str | Path) -> Path:
