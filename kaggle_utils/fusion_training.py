@@ -6,17 +6,21 @@ frames, and of a voice drawn at random; it is FAKE when the face or the voice is
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 import keras
 import numpy as np
 import pandas as pd
+from tqdm.auto import tqdm
 
-from .augment import FaceAugment
-from .dataset import FAKE, REAL
+from .augment import FaceAugment, mean_landmarks
+from .dataset import FAKE, REAL, is_unaltered, load_face_crops, read_face_table, sample_balanced, split_by_part
 from .fusion import SIDES, Calibration, NoisyOr, fit_line, log_odds, pooled, sigmoid
 from .metrics import auc, bootstrap_interval, expected_calibration_error, log_loss
 from .networks import FRAMES, last_cnn
 from .training import Faces
+from .voice import windows
+from .voice_training import Voices
 
 MISSING = 0.15  # share of the training clips without a face, and of those without a voice
 KINDS = {(REAL, REAL): "real", (FAKE, REAL): "fake face", (REAL, FAKE): "fake voice", (FAKE, FAKE): "both fake"}
@@ -59,18 +63,18 @@ class Embeddings:
             return cls(outputs, file["labels"], file["groups"])
 
 
-def embed_faces(network: keras.Model, faces: Faces, rows: np.ndarray, size: int, views: int = FRAMES,
-                seed: int = 0) -> Embeddings:
-    """Run ten slightly different views of each crop through the face network.
+def embed_faces(network: keras.Model, faces: Faces, size: int = 256, views: int = FRAMES, seed: int = 0) -> Embeddings:
+    """Run slightly different views of each crop through the face network.
 
     Args:
         network: a face branch with its head.
-        faces: crops with landmarks; rows: which of them.
-        size: side of the network's input in pixels.
+        faces: crops with landmarks.
+        size: side of the views in pixels, which the network takes.
+        views: how many are different; they are repeated to ten.
     """
     augment = FaceAugment(size, zoom=1.06, shift=0.04, angle=5.0, cutout=0.0, quality=0.25, seed=seed)
     parts = []
-    for row in rows:
+    for row in tqdm(range(len(faces.table)), unit="face"):
         ones = np.ones((views, 1), np.float32)
         batch = {
             "crop": np.repeat(faces.crops[row][None], views, axis=0),
@@ -78,17 +82,40 @@ def embed_faces(network: keras.Model, faces: Faces, rows: np.ndarray, size: int,
             "points": np.repeat(faces.points[row][None], views, axis=0), "label": ones, "width": ones,
         }
         parts.append(network.predict_on_batch(augment(batch, training=True)))
-    outputs = {name: np.stack([np.asarray(part[name]) for part in parts]) for name in parts[0]}
-    table = faces.table.iloc[rows]
-    return Embeddings(outputs, table["label"].to_numpy(), table["group"].to_numpy(str))
+    order = np.resize(np.arange(views), FRAMES)
+    outputs = {name: np.stack([np.asarray(part[name])[order] for part in parts]) for name in parts[0]}
+    return Embeddings(outputs, faces.table["label"].to_numpy(), faces.table["group"].to_numpy(str))
 
 
-def embed_voices(network: keras.Model, windows: list[np.ndarray], labels: np.ndarray, groups: np.ndarray) -> Embeddings:
-    """Run the windows of each voice, (n, …) as the network takes them, through the voice network; means over windows."""
-    outputs = network.predict(np.concatenate(windows), batch_size=8, verbose=0)
-    ends = np.cumsum([len(part) for part in windows])[:-1]
+def split_faces(data: str | Path, split: str, count: int, seed: int = 0) -> Faces:
+    """A sample of the DFDC training faces of one split, as many REAL as FAKE, ``count`` in all.
+
+    Args:
+        data: the folder of research data, which holds ``dfdc_faces``.
+        split: ``validation`` (parts 45–47) or ``test`` (48–49); the face network learnt from neither.
+    """
+    folder = Path(data) / "dfdc_faces"
+    table = split_by_part(read_face_table(folder))
+    table = table[(table["split"] == split) & ~is_unaltered(table)]
+    table = table.iloc[sample_balanced(table["label"], count, seed)].reset_index(drop=True)
+    crops = load_face_crops(folder, table)
+    return Faces(table, crops, np.repeat(mean_landmarks(crops.shape[1])[None], len(table), axis=0))
+
+
+def embed_voices(network: keras.Model, voices: Voices) -> Embeddings:
+    """Run every window of each voice through the voice network; means over the windows.
+
+    Args:
+        network: a voice branch with its head.
+        voices: canonical, at the network's rate (``voice_training.Voices.canonical``).
+    """
+    shape = network.input_shape[1:]
+    parts = [windows(samples / np.float32(32768), shape[0]) for samples in voices.samples]
+    outputs = network.predict(np.concatenate(parts).reshape(-1, *shape), batch_size=8, verbose=0)
+    ends = np.cumsum([len(part) for part in parts])[:-1]
     means = {name: np.stack([part.mean(0) for part in np.split(np.asarray(x), ends)]) for name, x in outputs.items()}
-    return Embeddings(means, np.asarray(labels), np.asarray(groups, str))
+    table = voices.table
+    return Embeddings(means, table["label"].to_numpy(), (table["corpus"] + table["speaker"]).to_numpy(str))
 
 
 # --- assembled clips ------------------------------------------------------------------------------------------------

@@ -109,7 +109,8 @@ def test_frames_are_pooled_as_the_detector_is_told():
     assert fusion.pooled(logits, seen) == pytest.approx(2.0)
     sure = fusion.sigmoid(3.0)
     assert fusion.sigmoid(fusion.pooled(logits, seen, "confident")) == pytest.approx(sure)
-    assert fusion.pooled(logits, seen, "power") > 3.0
+    alike = np.full(4, fusion.log_odds(0.7))
+    assert fusion.sigmoid(fusion.pooled(alike, np.ones(4, bool), "power")) == pytest.approx(0.8513, abs=1e-4)
     assert np.isnan(fusion.pooled(logits, np.zeros(5, bool)))
     with pytest.raises(ValueError, match="pooling"):
         fusion.Calibration({}, (0, 1), "median")
