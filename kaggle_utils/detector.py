@@ -82,19 +82,21 @@ class Detector:
         self.finder = faces.FaceFinder()
 
     @classmethod
-    def load(cls, folder: str | Path | None = None, prior: float = 0.5) -> "Detector":
+    def load(cls, folder: str | Path | None = None, prior: float = 0.5, join: str | None = None) -> "Detector":
         """Load ``face.keras``, ``voice.keras`` and the fusion that ``detector.json`` names.
 
         Args:
             folder: the folder of weights; the project's ``models/`` unless given. ``models/reference`` holds the
                 study's own networks.
             prior: share of fakes expected: DFDC's test set was balanced (0.5), a newsroom's clips are not.
+            join: the fusion, ``noisy_or`` or ``last_network`` (the study's last CNN), in place of the folder's own.
 
         Raises:
             FileNotFoundError: a file is missing from ``folder``.
         """
         folder = Path(folder) if folder else models_folder()
         settings = json.loads((folder / SETTINGS).read_text())
+        settings["fusion"] = join or settings["fusion"]
         face, hears = (networks.load_network(folder / f"{name}.keras") for name in ("face", "voice"))
         calibration = fusion.Calibration(settings["calibration"], settings["range"], settings.get("pooling", "mean"))
         files = sorted([*folder.glob("*.keras"), folder / SETTINGS])
@@ -198,7 +200,7 @@ class Detector:
             return Verdict(self.prior, warnings=[f"{name}: not scored in the time budget, the prior stands"]).to_dict()
 
         clips = clips_to_score(folder)
-        fingerprint = f"{self.fingerprint} prior {self.prior}"
+        fingerprint = f"{self.fingerprint} {type(self.fuse).__name__} prior {self.prior}"
         return score_clips(clips, verdict_of, output_csv, unscored, fingerprint, hours, progress)
 
     @staticmethod
