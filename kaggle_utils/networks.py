@@ -600,7 +600,9 @@ def save_network(model: keras.Model, path: Path | str, policy: str = "float16") 
             worst = np.abs(weight).max()
             raise ValueError(f"{path}: layer {variable.path} holds {worst:.6g}, which {policy} "
                              f"(up to {np.finfo(policy).max:.6g}) cannot store")
-    twin = _rebuilt(keras.saving.serialize_keras_object(model), policy)
+    config = keras.saving.serialize_keras_object(model)
+    config.pop("compile_config", None)  # with it the file would hold an optimizer
+    twin = _rebuilt(config, policy)
     twin.set_weights(stored)
     twin.save(path)
 

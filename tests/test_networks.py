@@ -347,3 +347,12 @@ def test_import_needs_no_heavy_package():
         "assert not {'mtcnn', 'moviepy', 'librosa', 'keras'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_a_compiled_network_is_stored_without_its_optimizer(tmp_path):
+    model = networks.last_cnn()
+    networks.save_network(model, tmp_path / "bare.keras")
+    model.compile("adam", "mse")
+    model.optimizer.build(model.trainable_variables)
+    networks.save_network(model, tmp_path / "compiled.keras")
+    assert (tmp_path / "compiled.keras").stat().st_size < 1.1 * (tmp_path / "bare.keras").stat().st_size
