@@ -161,18 +161,19 @@ def shares(table, title: str | None = None, xlabel: str = "share of crops (%)", 
 
 
 def score_distribution(probabilities: Sequence[float], labels: Sequence[int] | None = None,
-                       title: str = "Distribution of the scores", bins: int = 20) -> "Figure":
+                       title: str = "Distribution of the scores", bins: int = 20, unit: str = "clips") -> "Figure":
     """Histogram of P(fake) with a strip of the single clips below it, by label where labels are known.
 
     Args:
         probabilities: (N,) in [0, 1]; NaN are left out and counted in the title.
         labels: (N,) 0 = REAL, 1 = FAKE; NaN or -1 where unknown; None when no label is known.
+        unit: what is scored.
     """
     scores = np.asarray(probabilities, float)
     classes = np.full(len(scores), np.nan) if labels is None else np.asarray(labels, float)
     classes = np.nan_to_num(classes, nan=-1).astype(int)
     missing = int(np.isnan(scores).sum())
-    note = f" ({len(scores)} clips{f', {missing} without a score' if missing else ''})"
+    note = f" ({len(scores)} {unit}{f', {missing} without a score' if missing else ''})"
     figure, axes = _figure(2, 1, (8, 4), title + note, sharex=True, height_ratios=[4, 1])
     (histogram,), (strip,) = axes
     groups = {name: scores[(classes == value) & ~np.isnan(scores)]
@@ -183,7 +184,7 @@ def score_distribution(probabilities: Sequence[float], labels: Sequence[int] | N
     for level, (name, values) in enumerate(groups.items()):
         strip.plot(values, np.full(len(values), level), "|", color=COLOURS[name], markersize=12)
     histogram.axvline(0.5, color="black", linewidth=0.8, linestyle=":")
-    histogram.set(ylabel="clips", xlim=(0, 1))
+    histogram.set(ylabel=unit, xlim=(0, 1))
     histogram.yaxis.get_major_locator().set_params(integer=True)
     histogram.legend(frameon=False, loc="upper left", bbox_to_anchor=(1, 1))
     strip.set(xlabel="P(fake)", yticks=range(len(groups)), yticklabels=list(groups), ylim=(-0.6, len(groups) - 0.4))
