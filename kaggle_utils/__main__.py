@@ -42,7 +42,7 @@ def _parser() -> argparse.ArgumentParser:
 
     train = commands.add_parser("train", help="train a network on the research data, as notebooks 04 and 05 do")
     train.add_argument("branch", choices=["face", "voice"])
-    train.add_argument("name", help="name of a run: training.RUNS or voice_training.RUNS")
+    train.add_argument("name", help="name of a run: face_training.RUNS or voice_training.RUNS")
     train.add_argument("--data", type=Path, help="the folder of research data (default: $DEEPFAKE_DATA)")
     train.add_argument("--minutes", type=float, help="wall-clock limit: the schedule is planned to end inside it")
     train.add_argument("-o", "--output", type=Path, help="where weights and scores go (default: work/training)")
@@ -133,7 +133,7 @@ def run_train(options: argparse.Namespace) -> None:
     """Train one network as notebooks 04 and 05 do."""
     output = options.output or platform.working_folder() / "training"
     if options.branch == "face":
-        from .training import run_face as run
+        from .face_training import run_face as run
     else:
         from .voice_training import run_voice as run
     run(options.name, _research_data(options), output, options.minutes)
@@ -143,16 +143,17 @@ def run_evaluate(options: argparse.Namespace) -> None:
     """Print the tables of the model cards."""
     import pandas as pd
 
-    from . import training
+    from . import face_evaluation
 
     if options.what == "runs":
-        tables = {"validation parts 45–47": training.compare(options.scores or platform.models_folder() / "face_validation.csv")}
+        kept = options.scores or platform.models_folder() / "face_validation.csv"
+        tables = {"validation parts 45–47": face_evaluation.compare(kept)}
     else:
         from .detector import Detector
 
         detector = Detector.load()
         line = detector.calibration.lines["crop"]
-        tables = training.evaluate_network(detector.face, _research_data(options), options.split, line)
+        tables = face_evaluation.evaluate_network(detector.face, _research_data(options), options.split, line)
     with pd.option_context("display.width", 250, "display.max_columns", None, "display.max_rows", None):
         for name, table in tables.items():
             print(f"{name}\n{table.round(3).to_string()}\n")

@@ -7,13 +7,9 @@ from typing import Protocol
 import numpy as np
 
 from . import metrics, networks
+from .metrics import sigmoid
 
 SIDES = ("embedding", "side1", "side2", "side3")
-
-
-def sigmoid(logit):
-    """1 / (1 + exp(−logit)), for a float or an array."""
-    return 1 / (1 + np.exp(-np.asarray(logit, np.float64)))
 
 
 def log_odds(probability: float) -> float:

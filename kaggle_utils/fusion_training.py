@@ -15,10 +15,10 @@ from tqdm.auto import tqdm
 
 from .augment import FaceAugment, mean_landmarks
 from .dataset import FAKE, REAL, is_unaltered, load_face_crops, read_face_table, sample_balanced, split_by_part
-from .fusion import SIDES, Calibration, NoisyOr, fit_line, log_odds, pooled, sigmoid
-from .metrics import auc, bootstrap_interval, expected_calibration_error, log_loss
+from .face_data import Faces
+from .fusion import SIDES, Calibration, NoisyOr, fit_line, log_odds, pooled
+from .metrics import auc, bootstrap_interval, expected_calibration_error, log_loss, sigmoid
 from .networks import FRAMES, last_cnn
-from .training import Faces
 from .voice import windows
 from .voice_training import Voices
 

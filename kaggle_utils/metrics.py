@@ -19,7 +19,13 @@ __all__ = [
     "pool_logits_mean",
     "power_transform",
     "reliability",
+    "sigmoid",
 ]
+
+
+def sigmoid(logits: ArrayLike) -> np.ndarray:
+    """1 / (1 + exp(-logit)), for one logit or an array; float64."""
+    return 1 / (1 + np.exp(-np.asarray(logits, np.float64)))
 
 
 def log_loss(labels: ArrayLike, probabilities: ArrayLike, eps: float = 1e-15) -> float:

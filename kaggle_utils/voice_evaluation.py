@@ -10,8 +10,7 @@ import numpy as np
 import pandas as pd
 
 from .dataset import FAKE, REAL
-from .metrics import auc, equal_error_rate
-from .training import sigmoid
+from .metrics import auc, equal_error_rate, sigmoid
 from .vocoders import family
 from .voice import SAMPLE_RATE, canonical, lfcc
 from .voice_training import Voices, VoiceSettings, noisy, predict_logits, recode, to_int16, unheard

@@ -23,8 +23,8 @@ from keras import ops
 
 from . import networks, vocoders
 from .dataset import FAKE, REAL
-from .metrics import auc, equal_error_rate, log_loss
-from .training import PlanEpochs, WarmupCosine, averaged_weights, dtype_policy, fast_policy, sigmoid
+from .metrics import auc, equal_error_rate, log_loss, sigmoid
+from .training import PlanEpochs, WarmupCosine, averaged_weights, dtype_policy, fast_policy
 from .voice import (
     REFERENCE_RATE,
     REFERENCE_SAMPLES,

@@ -9,8 +9,9 @@ import pytest
 from keras import ops
 from test_augment import drawn_landmarks
 
-from kaggle_utils import networks, platform, training
-from kaggle_utils.training import Faces, FaceSettings
+from kaggle_utils import augment, dataset, face_data, face_evaluation, face_training, metrics, networks, platform, training
+from kaggle_utils.face_data import Faces
+from kaggle_utils.face_training import FaceSettings
 
 SIZE = 32
 TINY = FaceSettings(name="tiny", network="mesoinception4", size=SIZE, epochs=3, batch_size=4, learning_rate=1e-2,
@@ -39,7 +40,7 @@ def faces():
 
 def batches_of(faces, **changes):
     settings = replace(TINY, **changes)
-    return training.FaceBatches(faces, training.training_rows(faces, settings), settings, workers=1)
+    return face_training.FaceBatches(faces, face_training.training_rows(faces, settings), settings, workers=1)
 
 
 def test_batches_are_balanced_and_of_the_training_split(faces):
@@ -83,8 +84,8 @@ def test_mixed_pairs_lie_between_real_and_fake(faces):
 
 
 def test_subset_is_balanced_and_the_same_for_each_seed(faces):
-    rows = training.training_rows(faces, replace(TINY, crops=8))
-    np.testing.assert_array_equal(rows, training.training_rows(faces, replace(TINY, crops=8, seed=5)))
+    rows = face_training.training_rows(faces, replace(TINY, crops=8))
+    np.testing.assert_array_equal(rows, face_training.training_rows(faces, replace(TINY, crops=8, seed=5)))
     assert len(rows) == 8 and faces.table["label"][rows].mean() == 0.5
     assert (faces.table["split"][rows] == "train").all()
 
@@ -97,22 +98,22 @@ def test_schedule_warms_up_and_ends_at_zero():
 
 
 def test_run_learns_and_saves(faces, tmp_path):
-    run = training.train_face(replace(TINY, epochs=10, self_blended=0.0, augment=None), faces, tmp_path, workers=1)
+    run = face_training.train_face(replace(TINY, epochs=10, self_blended=0.0, augment=None), faces, tmp_path, workers=1)
     assert len(run.history) == 10 and run.history["loss"].iloc[-1] < run.history["loss"].iloc[0]
     assert list(run.scores["stem"]) == list(faces.table["stem"][faces.rows("validation")])
     assert not (tmp_path / "tiny.checkpoint.npz").exists()
     again = networks.load_network(tmp_path / "tiny.keras")
-    logits = training.predict_logits(again, faces.crops[faces.rows("validation")], SIZE)
+    logits = face_evaluation.predict_logits(again, faces.crops[faces.rows("validation")], SIZE)
     np.testing.assert_allclose(logits, run.scores["logit"], atol=0.05)
 
 
 def test_interrupted_and_resumed_run_ends_where_the_whole_one_does(faces, tmp_path, monkeypatch):
     settings = replace(TINY, epochs=4)
-    whole = training.train_face(settings, faces, tmp_path / "whole", workers=1)
+    whole = face_training.train_face(settings, faces, tmp_path / "whole", workers=1)
     plan = training.PlanEpochs
 
     def interrupted(*arguments, **options):
-        monkeypatch.setattr(training, "PlanEpochs", plan)
+        monkeypatch.setattr(face_training, "PlanEpochs", plan)
         callback = plan(*arguments, **options)
         batch_end = callback.on_train_batch_end
 
@@ -123,11 +124,11 @@ def test_interrupted_and_resumed_run_ends_where_the_whole_one_does(faces, tmp_pa
         callback.on_train_batch_end, callback.async_safe = pull_the_plug, False
         return callback
 
-    monkeypatch.setattr(training, "PlanEpochs", interrupted)
+    monkeypatch.setattr(face_training, "PlanEpochs", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        training.train_face(settings, faces, tmp_path / "cut", workers=1)
+        face_training.train_face(settings, faces, tmp_path / "cut", workers=1)
     assert (tmp_path / "cut" / "tiny.checkpoint.npz").is_file()
-    resumed = training.train_face(settings, faces, tmp_path / "cut", workers=1)
+    resumed = face_training.train_face(settings, faces, tmp_path / "cut", workers=1)
     assert list(resumed.history["epoch"]) == [1, 2, 3, 4]
     np.testing.assert_allclose(resumed.history["loss"], whole.history["loss"], rtol=1e-3)
     np.testing.assert_allclose(resumed.scores["logit"], whole.scores["logit"], atol=1e-2)
@@ -135,14 +136,14 @@ def test_interrupted_and_resumed_run_ends_where_the_whole_one_does(faces, tmp_pa
 
 def test_a_time_limit_brings_the_end_of_the_schedule_nearer(faces, tmp_path):
     settings = replace(TINY, epochs=100000, self_blended=0.0, augment=None)
-    run = training.train_face(settings, faces, tmp_path, minutes=0.2, workers=1, checkpoints=False, validate_every=0)
+    run = face_training.train_face(settings, faces, tmp_path, minutes=0.2, workers=1, checkpoints=False, validate_every=0)
     assert 1 <= len(run.history) < 100000 and run.scores is not None
 
 
 def test_averaged_weights_leave_the_trainer_as_it_is(faces):
-    network = training.build_face_network(TINY)
+    network = face_training.build_face_network(TINY)
     batches = batches_of(faces)
-    trainer, _ = training.make_trainer(network, TINY, SIZE, batches.num_batches)
+    trainer, _ = face_training.make_trainer(network, TINY, SIZE, batches.num_batches)
     for index in range(4):
         trainer.train_on_batch(*batches[index])
     before = [np.array(weight) for weight in network.get_weights()]
@@ -152,12 +153,12 @@ def test_averaged_weights_leave_the_trainer_as_it_is(faces):
 
 
 def test_teachers_pull_a_run_towards_their_mean_logit(faces, tmp_path):
-    labelled = training.train_face(replace(TINY, epochs=60, self_blended=0.0, augment=None), faces, tmp_path, workers=1)
+    labelled = face_training.train_face(replace(TINY, epochs=60, self_blended=0.0, augment=None), faces, tmp_path, workers=1)
     taught = replace(labelled.settings, name="pupil", teachers=(str(tmp_path / "tiny.keras"),), taught=1.0, seed=9)
-    pupil = training.train_face(taught, faces, tmp_path, workers=1)
-    random = training.build_face_network(taught)
-    teacher, start = (training.predict_logits(net, faces.crops, SIZE) for net in (labelled.network, random))
-    assert np.corrcoef(training.predict_logits(pupil.network, faces.crops, SIZE), teacher)[0, 1] > 0.9
+    pupil = face_training.train_face(taught, faces, tmp_path, workers=1)
+    random = face_training.build_face_network(taught)
+    teacher, start = (face_evaluation.predict_logits(net, faces.crops, SIZE) for net in (labelled.network, random))
+    assert np.corrcoef(face_evaluation.predict_logits(pupil.network, faces.crops, SIZE), teacher)[0, 1] > 0.9
     assert np.corrcoef(start, teacher)[0, 1] < 0.9
 
 
@@ -165,17 +166,17 @@ def test_taught_loss_is_the_cross_entropy_with_the_teachers():
     pixels = keras.Input((8, 8, 3))
     logit = keras.layers.GlobalAveragePooling2D()(pixels)[:, :1]
     teacher = keras.Model(pixels, {"logit": logit})
-    layer = training.Taught([teacher], weight=2.0)
+    layer = face_training.Taught([teacher], weight=2.0)
     given = np.array([[0.3], [-1.0]], "float32")
     seen = np.stack([np.full((8, 8, 3), value, "float32") for value in (1.5, -0.5)])
     np.testing.assert_array_equal(ops.convert_to_numpy(layer(given, seen)), given)
-    target, answer = (training.sigmoid(x) for x in (np.array([[1.5], [-0.5]]), given))
+    target, answer = (metrics.sigmoid(x) for x in (np.array([[1.5], [-0.5]]), given))
     expected = -2 * np.mean(target * np.log(answer) + (1 - target) * np.log(1 - answer))
     assert float(layer.losses[0]) == pytest.approx(expected, rel=1e-4)
 
 
 def test_located_counts_reals_and_blended_but_no_other_fakes():
-    layer = training.Located(weight=1.0)
+    layer = face_training.Located(weight=1.0)
     grid, masks = np.zeros((4, 4, 4, 6), "float32"), np.zeros((4, 32, 32, 1), "float32")
     masks[3, :16] = 1
     labels = np.array([[0], [1], [0], [1]], "float32")  # the second is a fake of which nothing is known
@@ -185,11 +186,11 @@ def test_located_counts_reals_and_blended_but_no_other_fakes():
 
 
 def test_runs_are_averaged_weight_by_weight(faces, tmp_path):
-    nets = [training.build_face_network(TINY) for _ in range(2)]
+    nets = [face_training.build_face_network(TINY) for _ in range(2)]
     paths = [tmp_path / f"run{i}.keras" for i in range(2)]
     for network, path in zip(nets, paths, strict=True):
         networks.save_network(network, path, "float32")
-    run = training.average_runs(replace(TINY, name="average"), paths, faces, tmp_path)
+    run = face_training.average_runs(replace(TINY, name="average"), paths, faces, tmp_path)
     for mean, a, b in zip(run.network.get_weights(), *(net.get_weights() for net in nets), strict=True):
         np.testing.assert_allclose(mean, (a + b) / 2, atol=1e-6)
     assert (tmp_path / "average.validation.csv").is_file()
@@ -208,19 +209,19 @@ def test_real_frames_of_web_video_show_the_face_in_the_middle():
     folder = platform.research_data("real_frames")
     if folder is None:
         pytest.skip("DEEPFAKE_DATA does not name the research data")
-    frames = training.read_real_frames(folder)
+    frames = face_data.read_real_frames(folder)
     assert frames.crops.shape[1:] == (224, 224, 3) and frames.crops.dtype == np.uint8
     assert len(frames.crops) == len(frames.points) == len(frames.table) == len(frames.widths)
     middle = frames.points.mean(1)
-    assert (np.abs(middle - training.mean_landmarks(224).mean(0)) < 30).all()
+    assert (np.abs(middle - augment.mean_landmarks(224).mean(0)) < 30).all()
     assert frames.table["group"].nunique() > 300
 
 
 def test_temperature_recovers_the_scale_of_the_logits():
     random = np.random.default_rng(0)
     logits = random.normal(0, 2, 20000)
-    labels = (random.random(20000) < training.sigmoid(logits)).astype(int)
-    assert training.fit_temperature(labels, 1.7 * logits) == pytest.approx(1.7, rel=0.05)
+    labels = (random.random(20000) < metrics.sigmoid(logits)).astype(int)
+    assert face_evaluation.fit_temperature(labels, 1.7 * logits) == pytest.approx(1.7, rel=0.05)
 
 
 def test_compare_reads_the_saved_scores_of_all_runs(tmp_path):
@@ -230,7 +231,7 @@ def test_compare_reads_the_saved_scores_of_all_runs(tmp_path):
         scores = pd.DataFrame({"label": labels, "logit": logits, "logit_flipped": logits})
         scores["stem"], scores["group"] = [f"c{i}" for i in range(200)], [f"g{i // 2}" for i in range(200)]
         scores.to_csv(tmp_path / f"{name}.validation.csv", index=False)
-    table = training.compare(tmp_path, interval=False)
+    table = face_evaluation.compare(tmp_path, interval=False)
     assert list(table.index[table.index.isin(["good", "fair", "weak", "poor"])]) == ["good", "fair", "weak", "poor"]
     assert "average of good, fair, weak" in table.index
     assert (table["calibrated"] <= table["log_loss"] + 1e-9).all()
@@ -242,21 +243,21 @@ def test_packed_scores_compare_as_the_folder_does(tmp_path):
         scores = pd.DataFrame({"stem": [f"c{i}" for i in range(60)], "label": labels, "group": [f"g{i // 2}" for i in range(60)],
                                "logit": labels + random.normal(0, 1, 60), "split": "validation"})
         scores.assign(logit_flipped=scores["logit"] + 0.1).to_csv(tmp_path / f"{name}.validation.csv", index=False)
-    training.pack_scores(tmp_path, tmp_path / "all.csv")
-    expected = training.compare(tmp_path, interval=False)
-    pd.testing.assert_frame_equal(training.compare(tmp_path / "all.csv", interval=False), expected, atol=2e-3)
+    face_evaluation.pack_scores(tmp_path, tmp_path / "all.csv")
+    expected = face_evaluation.compare(tmp_path, interval=False)
+    pd.testing.assert_frame_equal(face_evaluation.compare(tmp_path / "all.csv", interval=False), expected, atol=2e-3)
 
 
 def test_balanced_log_loss_is_that_of_a_balanced_set():
     labels, chances = np.array([0, 1, 1, 1]), np.array([0.4, 0.7, 0.7, 0.7])
-    expected = training.log_loss(np.array([0, 1]), np.array([0.4, 0.7]))
-    assert training.balanced_log_loss(labels, chances) == pytest.approx(expected)
+    expected = metrics.log_loss(np.array([0, 1]), np.array([0.4, 0.7]))
+    assert face_evaluation.balanced_log_loss(labels, chances) == pytest.approx(expected)
 
 
 def test_evaluation_tells_sizes_and_unaltered_fakes_apart(faces):
     table = faces.table.assign(logit=np.where(faces.table["label"] == 1, 2.0, -2.0))
     table.loc[1, "p99"] = 3.0
-    lines = training.evaluate(table, 1.0, interval=False)
+    lines = face_evaluation.evaluate(table, 1.0, interval=False)
     assert lines.loc["without unaltered fakes", "crops"] == len(table) - 1
     assert lines.loc["all", "auc"] == 1.0 and {"source 0–185 px", "part 40"} <= set(lines.index)
 
@@ -265,18 +266,18 @@ def test_research_faces_have_landmarks_and_a_clean_split():
     folder = platform.research_data("dfdc_faces")
     if folder is None:
         pytest.skip("DEEPFAKE_DATA does not name the research data")
-    table = training.split_by_part(training.read_face_table(folder))
+    table = dataset.split_by_part(dataset.read_face_table(folder))
     few = table[table["archive"] == table["archive"].min()].groupby("split").head(2).reset_index(drop=True)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(training, "read_face_table", lambda _: few)
-        faces = training.read_faces(folder)
+        patch.setattr(face_data, "read_face_table", lambda _: few)
+        faces = face_data.read_faces(folder)
     assert faces.crops.shape == (6, 224, 224, 3) and faces.points.shape == (6, 81, 2)
     eyes, mouth = faces.points[:, 36:48].mean(1), faces.points[:, 48:].mean(1)
     assert (mouth[:, 1] > eyes[:, 1]).mean() > 0.6
 
 
 def test_scores_are_the_same_for_padded_and_single_crops(faces):
-    network = training.build_face_network(TINY)
-    whole = training.predict_logits(network, faces.crops, SIZE, batch=16)
-    np.testing.assert_allclose(training.predict_logits(network, faces.crops[:3], SIZE, batch=5), whole[:3], atol=1e-4)
+    network = face_training.build_face_network(TINY)
+    whole = face_evaluation.predict_logits(network, faces.crops, SIZE, batch=16)
+    np.testing.assert_allclose(face_evaluation.predict_logits(network, faces.crops[:3], SIZE, batch=5), whole[:3], atol=1e-4)
     assert ops.convert_to_numpy(network.weights[0]).dtype == np.float32

@@ -1,0 +1,172 @@
+"""Judge face networks: scores of crops, AUC and log loss with intervals by original, runs compared on the same rows.
+
+The functions take the scores that ``face_training.train_face`` writes: the table of crops with the columns ``logit`` and
+``logit_flipped``.
+"""
+
+from itertools import pairwise
+from pathlib import Path
+
+import cv2
+import keras
+import numpy as np
+import pandas as pd
+from scipy.optimize import minimize_scalar
+
+from .dataset import CROP_SIZE, FAKE, REAL, is_unaltered, load_face_crops, read_face_table, split_by_part
+from .face_data import Faces
+from .metrics import auc, bootstrap_interval, log_loss, sigmoid
+
+SOURCE_SIZES = (0, 185, 224, np.inf)  # source_px: small, middle and large faces
+
+
+def predict_logits(
+    network: keras.Model, crops: np.ndarray, size: int, batch: int = 128, flip: bool = False
+) -> np.ndarray:
+    """Logit of each crop, float32 (N,).
+
+    Args:
+        network: takes pixels 0–255 (size, size, 3) and gives a dict with ``logit``.
+        crops: uint8 (N, S, S, 3), resized to ``size`` (bilinear) if they differ.
+        flip: score the mirror images instead.
+    """
+    logits = []
+    for start in range(0, len(crops), batch):
+        part = np.asarray(crops[start:start + batch])[:, :, ::-1 if flip else 1]
+        if part.shape[1] != size:
+            part = np.stack([cv2.resize(np.ascontiguousarray(crop), (size, size)) for crop in part])
+        padded = np.zeros((batch, size, size, 3), np.float32)  # one shape: one compilation
+        padded[: len(part)] = part
+        outputs = network.predict_on_batch(padded)
+        logits.append(np.asarray(outputs["logit"], np.float32)[: len(part), 0])
+    return np.concatenate(logits)
+
+
+def score_faces(network: keras.Model, faces: Faces, split: str, size: int, batch: int = 128) -> pd.DataFrame:
+    """The table's rows of ``split`` with their ``logit`` and ``logit_flipped``."""
+    rows = faces.rows(split)
+    kept = [name for name in ("stem", "label", "group", "part", "source_px", "p99", "split") if name in faces.table]
+    crops = faces.crops[rows]
+    return faces.table.iloc[rows][kept].assign(
+        logit=predict_logits(network, crops, size, batch),
+        logit_flipped=predict_logits(network, crops, size, batch, flip=True),
+    )
+
+
+def fit_temperature(labels: np.ndarray, logits: np.ndarray) -> float:
+    """The temperature T that minimises the log loss of sigmoid(logit / T) (Guo et al., ICML 2017)."""
+
+    def loss(log_temperature: float) -> float:
+        return log_loss(labels, sigmoid(logits / np.exp(log_temperature)))
+
+    return float(np.exp(minimize_scalar(loss, bounds=(-3, 3), method="bounded").x))
+
+
+def figures(scores: pd.DataFrame, temperature: float = 1.0, column: str = "logit", interval: bool = False) -> dict:
+    """AUC, log loss and log loss with both classes weighted alike; with a 95 % bootstrap interval by original if asked."""
+    labels, probabilities = scores["label"].to_numpy(), sigmoid(scores[column] / temperature)
+    metrics = {"auc": auc, "log_loss": log_loss, "balanced_log_loss": balanced_log_loss}
+    result = {"crops": len(scores), **{name: metric(labels, probabilities) for name, metric in metrics.items()}}
+    if interval:
+        groups = scores["group"].to_numpy()
+        for name, metric in metrics.items():
+            result[f"{name}_low"], result[f"{name}_high"] = bootstrap_interval(metric, labels, probabilities, groups)
+    return result
+
+
+def balanced_log_loss(labels: np.ndarray, probabilities: np.ndarray) -> float:
+    """The mean of both classes' log losses: what a balanced test set of the same crops would give."""
+    return float(np.mean([log_loss(labels[labels == value], probabilities[labels == value]) for value in (REAL, FAKE)]))
+
+
+def evaluate(scores: pd.DataFrame, temperature: float = 1.0, column: str = "logit", interval: bool = True) -> pd.DataFrame:
+    """The evaluation of one run: all rows, without unaltered fakes, by size of the source, by part.
+
+    Returns:
+        One row for each group of crops: ``crops``, ``auc``, ``log_loss`` and ``balanced_log_loss`` (after
+        ``temperature``), their intervals.
+    """
+    groups = {"all": scores, "without unaltered fakes": scores[~is_unaltered(scores)]}
+    for low, high in pairwise(SOURCE_SIZES):
+        groups[f"source {low}–{high} px"] = scores[(scores["source_px"] >= low) & (scores["source_px"] < high)]
+    groups |= {f"part {part}": rows for part, rows in scores.groupby("part")}
+    both = {name: rows for name, rows in groups.items() if rows["label"].nunique() == 2}
+    return pd.DataFrame({name: figures(rows, temperature, column, interval and rows["group"].nunique() > 1)
+                         for name, rows in both.items()}).T
+
+
+def evaluate_network(network: keras.Model, data: str | Path, split: str = "test", line: tuple[float, float] = (1.0, 0.0),
+                     size: int = CROP_SIZE) -> dict[str, pd.DataFrame]:
+    """The evaluation of a saved face network on the DFDC training faces of parts that it was not trained on.
+
+    Args:
+        network: a face branch with its ``logit``.
+        data: holds ``dfdc_faces``.
+        split: ``validation`` (parts 45–47) or ``test`` (48–49).
+        line: scale and shift of the calibration.
+        size: the crops are resized to it, in pixels.
+
+    Returns:
+        :func:`evaluate` for ``one pass`` and for ``mirror averaged``.
+    """
+    folder = Path(data) / "dfdc_faces"
+    table = split_by_part(read_face_table(folder))
+    table = table[table["split"] == split].reset_index(drop=True)
+    faces = Faces(table, load_face_crops(folder, table), np.zeros((len(table), 81, 2), np.float32))
+    scores = score_faces(network, faces, split, size, batch=32)
+    both = {"one pass": scores, "mirror averaged": flip_averaged(scores)}
+    return {name: evaluate(one.assign(logit=line[0] * one["logit"] + line[1])) for name, one in both.items()}
+
+
+def flip_averaged(scores: pd.DataFrame) -> pd.DataFrame:
+    """The same table with the logit averaged over the crop and its mirror image."""
+    return scores.assign(logit=(scores["logit"] + scores["logit_flipped"]) / 2)
+
+
+def pack_scores(folder: str | Path, path: str | Path, split: str = "validation") -> None:
+    """Write the scores of every run in ``folder`` as one table, a column or two for each run, for :func:`read_scores`."""
+    runs = {name: scores.set_index("stem") for name, scores in read_scores(folder, split).items()}
+    shared = next(iter(runs.values())).drop(columns=["logit", "logit_flipped", "split"])
+    columns = {f"{name}{suffix}": scores[f"logit{suffix}"].round(3) for name, scores in runs.items()
+               for suffix in ("", "_flipped")}
+    shared.assign(**columns).to_csv(path)
+
+
+def read_scores(folder: str | Path, split: str = "validation") -> dict[str, pd.DataFrame]:
+    """The saved scores of every run by name: of a folder (``RUN.SPLIT.csv``) or of one table (:func:`pack_scores`)."""
+    if Path(folder).is_file():
+        table = pd.read_csv(folder)
+        names = [name.removesuffix("_flipped") for name in table if name.endswith("_flipped")]
+        shared = table.drop(columns=[name + suffix for name in names for suffix in ("", "_flipped")])
+        return {name: shared.assign(logit=table[name], logit_flipped=table[f"{name}_flipped"]) for name in names}
+    files = sorted(Path(folder).glob(f"**/*.{split}.csv"))
+    if not files:
+        raise FileNotFoundError(f"{folder}: expected scores of runs, RUN.{split}.csv")
+    return {file.name.removesuffix(f".{split}.csv"): pd.read_csv(file) for file in files}
+
+
+def compare(folder: str | Path, split: str = "validation", best: int = 3, interval: bool = True) -> pd.DataFrame:
+    """One line for each run in ``folder`` on the rows that all runs scored, and one for the average of the best.
+
+    Returns:
+        ``crops``, ``auc``, ``log_loss`` with intervals, ``temperature`` (fitted on these rows when they are the
+        validation parts) and ``calibrated`` log loss, ``auc_flipped`` (flip averaging); the best AUC first.
+    """
+    runs = read_scores(folder, split)
+    shared = sorted(set.intersection(*(set(scores["stem"]) for scores in runs.values())))
+    runs = {name: scores.set_index("stem").loc[shared] for name, scores in runs.items()}
+    order = sorted(runs, key=lambda name: -figures(runs[name])["auc"])
+    if len(order) > best > 1:
+        members = [runs[name] for name in order[:best]]
+        average = {name: np.mean([member[name] for member in members], axis=0) for name in ("logit", "logit_flipped")}
+        runs[f"average of {', '.join(order[:best])}"] = members[0].assign(**average)
+    lines = {}
+    for name, scores in runs.items():
+        temperature = fit_temperature(scores["label"].to_numpy(), scores["logit"].to_numpy())
+        lines[name] = {
+            **figures(scores, interval=interval),
+            "temperature": temperature,
+            "calibrated": figures(scores, temperature)["log_loss"],
+            "auc_flipped": figures(flip_averaged(scores))["auc"],
+        }
+    return pd.DataFrame(lines).T.sort_values("auc", ascending=False)

@@ -1,0 +1,448 @@
+"""Train the face networks: data feed, further tasks, runs.
+
+Needs keras, a backend (JAX, PyTorch or TensorFlow), numpy, pandas and OpenCV. All augmentation runs in the
+jitted step on the device (``augment.FaceAugment``); the host gathers crops and draws masks.
+
+Start with :func:`train_face`; ``face_evaluation.compare`` reads the saved scores of any number of runs on the same rows.
+"""
+
+import json
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+
+import cv2
+import keras
+import numpy as np
+import pandas as pd
+from keras import ops
+
+from . import networks
+from .augment import FaceAugment, face_mask
+from .dataset import FAKE, REAL, is_unaltered
+from .face_data import Faces, read_faces, read_real_frames
+from .face_evaluation import figures, fit_temperature, flip_averaged, predict_logits, score_faces
+from .metrics import auc, log_loss, sigmoid
+from .training import PlanEpochs, WarmupCosine, averaged_weights, dtype_policy, fast_policy, load_checkpoint
+
+HALF_FROM = 5_000_000  # parameters: smaller networks are stored in float32
+LOCATED_GRID = "mixed7"
+IMAGENET = "imagenet"  # a run's start: the InceptionV3 weights beside the research data
+
+
+@dataclass(frozen=True)
+class FaceSettings:
+    """What a training run of a face network depends on; the defaults are those of the shipped network.
+
+    Attributes:
+        name: of the run and its files.
+        network, network_options: a function of ``networks`` and its arguments; gets a dense 1 as its head.
+        start: file of InceptionV3 weights (``networks.load_inception_weights``) or of the same network (``.keras``), or
+            None: from scratch.
+        size: side of the network's input in pixels, a multiple of 16.
+        epochs: one epoch sees every REAL once and as many fakes. batch_size: even.
+        learning_rate: the peak, after a warm-up of half an epoch; a cosine takes it to 0.
+        average: decay of the exponential moving average of the weights, which is what is kept; None: the last weights.
+        self_blended: share of the fakes that are self-blended reals. mask_shapes: of ``augment.face_mask``.
+        mixed: share of the other fakes that are mixed with their original, with the label mixed alike
+            (weights from Beta(0.5, 0.5), third place of the Deepfake Detection Challenge).
+        augment: arguments of ``augment.FaceAugment``; None: no augmentation at all.
+        crops: train on this many crops, classes balanced; None: on all.
+        cleaned: leave out the fakes whose face is unaltered.
+        real_frames: add the real frames of web video, as themselves and self-blended.
+        located: weight of a second task, to say where a face was blended (``Located``); 0: none.
+        teachers: ``.keras`` files of face networks whose mean logit is a target (Hinton et al. 2015) on the same
+            augmented crops. taught: weight of that target; the label has the rest.
+        policy: dtype policy; None: :func:`fast_policy`.
+    """
+
+    name: str = "face_inception"
+    network: str = "face_inception"
+    network_options: dict = field(default_factory=dict)
+    start: str | None = None
+    size: int = 224
+    epochs: int = 24
+    batch_size: int = 64
+    learning_rate: float = 4e-4
+    weight_decay: float = 1e-2
+    label_smoothing: float = 0.02
+    average: float | None = 0.999
+    self_blended: float = 0.4
+    mask_shapes: tuple[str, ...] = ("hull", "hull", "hull", "hull_without_forehead")
+    mixed: float = 0.0
+    augment: dict | None = field(default_factory=dict)
+    crops: int | None = None
+    cleaned: bool = True
+    real_frames: bool = False
+    located: float = 0.0
+    teachers: tuple[str, ...] = ()
+    taught: float = 0.7
+    seed: int = 0
+    policy: str | None = None
+
+
+# --- feeding --------------------------------------------------------------------------------------------------------
+def aligned_original(faces: Faces, fake: int, real: int) -> np.ndarray:
+    """The crop of row ``real`` moved onto the face of row ``fake`` by a similarity of their landmarks; uint8."""
+    matrix, _ = cv2.estimateAffinePartial2D(faces.points[real], faces.points[fake])
+    crop = faces.crops[real]
+    if matrix is None:
+        return crop
+    return cv2.warpAffine(crop, matrix, crop.shape[1::-1], borderMode=cv2.BORDER_REPLICATE)
+
+
+class FaceBatches(keras.utils.PyDataset):
+    """Balanced batches for :class:`augment.FaceAugment`: half REAL, half fakes, drawn anew in each epoch.
+
+    What a batch holds depends on the seed, the epoch and its number alone, so that a resumed run goes on as if
+    nothing had happened. Set ``epoch`` before the epoch begins (``PlanEpochs`` does).
+    """
+
+    def __init__(self, faces: Faces, rows: np.ndarray, settings: FaceSettings, workers: int = 4):
+        super().__init__(workers=workers, max_queue_size=4 * workers)
+        labels = faces.table["label"].to_numpy()
+        self.faces, self.settings = faces, settings
+        self.reals, self.fakes = rows[labels[rows] == REAL], rows[labels[rows] == FAKE]
+        if len(self.reals) < settings.batch_size // 2 or not len(self.fakes):
+            raise ValueError(f"expected half a batch ({settings.batch_size // 2}) of REAL crops or more and some FAKE, "
+                             f"found {len(self.reals)} and {len(self.fakes)}")
+        place = {stem: row for row, stem in enumerate(faces.table["stem"])}
+        original = np.array([place.get(group, -1) for group in faces.table["group"]])
+        self.original = np.where(np.isin(original, rows), original, -1)  # none from another split
+        self.epoch = 0
+
+    @property
+    def num_batches(self) -> int:
+        return 2 * len(self.reals) // self.settings.batch_size
+
+    @property
+    def epoch(self) -> int:
+        return self._epoch
+
+    @epoch.setter
+    def epoch(self, number: int):
+        self._epoch = number
+        random = np.random.default_rng([self.settings.seed, number])
+        count = len(self.reals)
+        made = round(count * self.settings.self_blended)
+        fakes = np.concatenate([random.permutation(self.fakes) for _ in range(1 + count // len(self.fakes))])
+        wide = self.faces.widths[self.reals] > 1  # they have no fakes: every one is blended, so that they tell nothing
+        sources = np.concatenate([random.permutation(self.reals[wide]), random.permutation(self.reals[~wide])])
+        fakes = np.concatenate([fakes[: count - made], sources[:made]])
+        order = random.permutation(count)
+        blended = np.arange(count)[order] >= count - made
+        self._rows = np.stack([random.permutation(self.reals), fakes[order]], axis=1).ravel()
+        self._blended = np.stack([np.zeros(count, bool), blended], axis=1).ravel()
+
+    def __getitem__(self, index: int) -> tuple[dict, np.ndarray]:
+        """Inputs of ``FaceAugment`` and soft labels float32 (batch_size, 1): 0 REAL, 1 FAKE."""
+        batch = slice(index * self.settings.batch_size, (index + 1) * self.settings.batch_size)
+        rows, blended = self._rows[batch], self._blended[batch]
+        random = np.random.default_rng([self.settings.seed, self._epoch, index])
+        crops, points = self.faces.crops[rows], self.faces.points[rows]
+        labels = self.faces.table["label"].to_numpy(np.float32)[rows]
+        masks = np.zeros((*crops.shape[:3], 1), np.uint8)
+        for i in np.flatnonzero(blended):
+            shape = self.settings.mask_shapes[random.integers(len(self.settings.mask_shapes))]
+            masks[i, ..., 0] = face_mask(points[i], shape, crops.shape[1])
+        for i in np.flatnonzero((labels == FAKE) & (random.random(len(rows)) < self.settings.mixed)):
+            if (original := self.original[rows[i]]) >= 0:
+                labels[i] = random.beta(0.5, 0.5)
+                real = aligned_original(self.faces, rows[i], original)
+                crops[i] = cv2.addWeighted(crops[i], float(labels[i]), real, 1 - float(labels[i]), 0)
+        labels[blended] = FAKE
+        labels = labels[:, None]
+        widths = self.faces.widths[rows][:, None]
+        return {"crop": crops, "mask": masks, "points": points, "label": labels, "width": widths}, labels
+
+
+# --- the network in training ----------------------------------------------------------------------------------------
+def build_face_network(settings: FaceSettings, policy: str = "float32") -> keras.Model:
+    """The network of ``settings`` with its head: (size, size, 3) pixels 0–255 -> a dict with ``logit`` (1)."""
+    options = {"input_size": settings.size, **settings.network_options}
+    with dtype_policy(policy):
+        return networks.with_head(getattr(networks, settings.network)(**options))
+
+
+def load_start(network: keras.Model, path: str | Path) -> None:
+    """Fill ``network`` from a file as ``FaceSettings.start`` names it."""
+    if Path(path).suffix == ".keras":
+        network.set_weights(networks.load_network(path).get_weights())
+    else:
+        networks.load_inception_weights(network, path)
+
+
+class Located(keras.layers.Layer):
+    """A second task for a grid on the way (n, h, w, channels): was this cell blended with an altered copy?
+
+    Adds ``weight`` times the cross-entropy to the loss, for reals (nowhere) and the self-blended (their mask); where
+    another fake was altered is not known. Returns its first argument, the logit.
+    """
+
+    def __init__(self, weight: float, **kwargs):
+        super().__init__(**kwargs)
+        self.weight = weight
+        self.cell = keras.layers.Conv2D(1, 1, dtype="float32")
+
+    def build(self, logit_shape, grid_shape, blend_shape, label_shape):
+        self.cell.build(grid_shape)
+
+    def call(self, logit, grid, blend, label):
+        answer = self.cell(ops.cast(grid, "float32"))
+        target = ops.image.resize(blend, answer.shape[1:3], antialias=True)
+        blended = ops.max(blend, axis=(1, 2, 3), keepdims=True) > 0.05
+        known = ops.logical_or(blended, ops.reshape(label, (-1, 1, 1, 1)) < 0.01)
+        loss = ops.relu(answer) - answer * target + ops.log1p(ops.exp(-ops.abs(answer)))
+        self.add_loss(self.weight * ops.mean(loss * ops.cast(known, "float32")))
+        return logit
+
+
+class Taught(keras.layers.Layer):
+    """Adds ``weight`` times the cross-entropy with the mean logit of ``teachers``, who see the same pixels.
+
+    Returns its first argument, the logit.
+    """
+
+    def __init__(self, teachers: Sequence[keras.Model], weight: float, **kwargs):
+        super().__init__(**kwargs)
+        self.weight, self.teachers = weight, list(teachers)
+        for teacher in self.teachers:
+            teacher.trainable = False
+
+    def call(self, logit, pixels):
+        opinions = [ops.cast(teacher(pixels, training=False)["logit"], "float32") for teacher in self.teachers]
+        target = ops.stop_gradient(ops.sigmoid(sum(opinions) / len(opinions)))
+        loss = ops.relu(logit) - logit * target + ops.log1p(ops.exp(-ops.abs(logit)))
+        self.add_loss(self.weight * ops.mean(loss))
+        return logit
+
+
+def make_trainer(network: keras.Model, settings: FaceSettings, crop_size: int, steps: int,
+                 policy: str = "float32") -> tuple:
+    """Compile augmentation, ``network`` and its further tasks as one model.
+
+    Returns:
+        The model, which takes the inputs of ``FaceBatches``, and the optimizer's variable of planned steps.
+    """
+    inputs = {
+        "crop": keras.Input((crop_size, crop_size, 3), dtype="uint8", name="crop"),
+        "mask": keras.Input((crop_size, crop_size, 1), dtype="uint8", name="mask"),
+        "points": keras.Input((81, 2), name="points"),
+        "label": keras.Input((1,), name="label"),
+        "width": keras.Input((1,), name="width"),
+    }
+    pixels = FaceAugment(settings.size, seed=settings.seed, enabled=settings.augment is not None,
+                         with_masks=settings.located > 0, **(settings.augment or {}))(inputs)
+    outputs = {"logit": network.output["logit"]}
+    if settings.located:
+        pixels, mask = pixels["pixels"], pixels["mask"]
+        outputs["grid"] = network.get_layer(LOCATED_GRID).output
+    seen = keras.Model(network.input, outputs)(pixels)
+    logit = keras.layers.Activation("linear", dtype="float32")(seen["logit"])
+    if settings.located:
+        logit = Located(settings.located, dtype="float32")(logit, seen["grid"], mask, inputs["label"])
+    if settings.teachers:
+        teachers = [networks.load_network(path, policy) for path in settings.teachers]
+        logit = Taught(teachers, settings.taught, dtype="float32")(logit, pixels)
+    optimizer = keras.optimizers.AdamW(settings.learning_rate, weight_decay=settings.weight_decay,
+                                       use_ema=settings.average is not None, ema_momentum=settings.average or 0.99)
+    planned = optimizer.add_variable((), initializer="zeros", dtype="float32", name="planned_steps")
+    planned.assign(steps * settings.epochs)
+    optimizer.learning_rate = WarmupCosine(settings.learning_rate, max(steps // 2, 1), planned)
+    trainer = keras.Model(inputs, logit, name=f"{network.name}_trainer")
+    loss = keras.losses.BinaryCrossentropy(from_logits=True, label_smoothing=settings.label_smoothing)
+    trainer.compile(optimizer, loss, loss_weights=1 - settings.taught if settings.teachers else None)
+    return trainer, planned
+
+
+# --- runs -----------------------------------------------------------------------------------------------------------
+@dataclass
+class FaceRun:
+    """A finished run: the float32 network with the averaged weights, its history and its validation scores."""
+
+    settings: FaceSettings
+    network: keras.Model
+    history: pd.DataFrame
+    scores: pd.DataFrame | None
+
+
+def training_rows(faces: Faces, settings: FaceSettings) -> np.ndarray:
+    """Rows of the training split: all, without unaltered fakes, or a balanced sample of whole originals."""
+    table = faces.table
+    use = table["split"] == "train"
+    if settings.cleaned and "p99" in table:
+        use &= ~is_unaltered(table)
+    rows = np.flatnonzero(use)
+    if settings.crops is None:
+        return rows
+    random = np.random.default_rng(0)  # the same subset for every run, whatever its seed
+    groups = table["group"].to_numpy()[rows]
+    names = random.permutation(np.unique(groups))
+    chosen = []
+    for value in (REAL, FAKE):
+        of_class = rows[table["label"].to_numpy()[rows] == value]
+        rank = pd.Series(range(len(names)), index=names)[table["group"].to_numpy()[of_class]].to_numpy()
+        chosen.append(of_class[np.argsort(rank, kind="stable")[: settings.crops // 2]])
+    return np.sort(np.concatenate(chosen))
+
+
+def train_face(
+    settings: FaceSettings, faces: Faces, folder: str | Path, minutes: float | None = None, resume: bool = True,
+    checkpoints: bool = True, validate_every: int = 1, workers: int = 4,
+) -> FaceRun:
+    """Train a face network and score the validation parts.
+
+    Args:
+        settings: of the run.
+        faces: from :func:`read_faces`, or made of any crops with the same columns.
+        folder: gets ``NAME.checkpoint.npz`` while it runs, then ``NAME.keras``, ``NAME.history.csv``,
+            ``NAME.validation.csv`` (scores) and ``NAME.json`` (settings and figures).
+        minutes: limit on the wall clock, evaluation included; fewer epochs are planned when they would not fit.
+        resume: go on from a checkpoint of that name if there is one.
+        checkpoints: write one after each epoch.
+        validate_every: epochs between validations of the averaged weights; 0: only at the end.
+        workers: threads that gather batches.
+    """
+    began, folder = time.monotonic(), Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    policy = settings.policy or fast_policy()
+    keras.utils.set_random_seed(settings.seed)
+    network, scorer = build_face_network(settings, policy), build_face_network(settings)
+    if settings.start is not None:
+        load_start(network, settings.start)
+    batches = FaceBatches(faces, training_rows(faces, settings), settings, workers)
+    trainer, planned = make_trainer(network, settings, faces.crops.shape[1], batches.num_batches, policy)
+    checkpoint = folder / f"{settings.name}.checkpoint.npz"
+    done, history = load_checkpoint(checkpoint, trainer) if resume and checkpoint.is_file() else (0, [])
+    watched = faces.rows("validation")
+    batch = min(128, settings.batch_size * 2)
+
+    def validate(epoch: int) -> dict:
+        if not len(watched) or not validate_every or (epoch + 1) % validate_every:
+            return {}
+        scorer.set_weights(averaged_weights(trainer, network))
+        labels = faces.table["label"].to_numpy()[watched]
+        probabilities = sigmoid(predict_logits(scorer, faces.crops[watched], settings.size, batch))
+        return {"val_loss": log_loss(labels, probabilities), "val_auc": auc(labels, probabilities)}
+
+    reserve = 40 if minutes is not None else 0
+    deadline = began + 60 * minutes - min(reserve, 20 * minutes) if minutes is not None else None
+    plan = PlanEpochs(batches, planned, settings.epochs, deadline, validate,
+                      checkpoint if checkpoints else None, history)
+    batches.epoch = done  # Keras asks for the first batches before the first epoch begins
+    if done < settings.epochs:
+        trainer.fit(batches, epochs=settings.epochs, initial_epoch=done, callbacks=[plan], shuffle=False, verbose=0)
+    scorer.set_weights(network.get_weights())  # fit has put the average in place
+    scores = score_faces(scorer, faces, "validation", settings.size, batch) if len(watched) else None
+    run = FaceRun(settings, scorer, pd.DataFrame(plan.history), scores)
+    save_run(run, folder, {"policy": policy, "minutes": (time.monotonic() - began) / 60})
+    checkpoint.unlink(missing_ok=True)
+    return run
+
+
+def save_run(run: FaceRun, folder: Path, extra: dict) -> None:
+    """Write the network (float16 if it is large), history, validation scores, settings and figures of a run."""
+    name = run.settings.name
+    policy = "float16" if run.network.count_params() > HALF_FROM else "float32"
+    networks.save_network(run.network, folder / f"{name}.keras", policy)
+    run.history.to_csv(folder / f"{name}.history.csv", index=False)
+    summary = {"settings": asdict(run.settings), "epochs": len(run.history), "keras": keras.__version__,
+               "backend": keras.backend.backend(), **extra}
+    if run.scores is not None:
+        run.scores.to_csv(folder / f"{name}.validation.csv", index=False, float_format="%.5f")
+        temperature = fit_temperature(run.scores["label"].to_numpy(), run.scores["logit"].to_numpy())
+        summary |= figures(run.scores) | {
+            "temperature": temperature,
+            "calibrated": figures(run.scores, temperature)["log_loss"],
+            "auc_flipped": figures(flip_averaged(run.scores))["auc"],
+        }
+    (folder / f"{name}.json").write_text(json.dumps(summary, indent=1), encoding="utf-8")
+
+
+def average_runs(settings: FaceSettings, paths: Sequence[str | Path], faces: Faces, folder: str | Path) -> FaceRun:
+    """The mean of the weights of runs that began at the same weights (Wortsman et al. 2022), scored and saved as a run.
+
+    Args:
+        settings: of the runs, under the name of the new one. paths: their ``.keras`` files.
+    """
+    network = build_face_network(settings)
+    members = [networks.load_network(path).get_weights() for path in paths]
+    network.set_weights([np.mean(weights, axis=0) for weights in zip(*members, strict=True)])
+    run = FaceRun(settings, network, pd.DataFrame(), score_faces(network, faces, "validation", settings.size))
+    save_run(run, Path(folder), {"average_of": [Path(path).name for path in paths]})
+    return run
+
+
+# --- named runs -----------------------------------------------------------------------------------------------------
+# An average over 100 steps: these runs are too short for one over 1,000, which would keep their first weights.
+ALIKE = FaceSettings(crops=8000, size=160, epochs=10, learning_rate=1e-3, average=0.99, self_blended=0.0)
+STUDY = replace(ALIKE, network="one_image_cnn")
+REMEDIES = (
+    replace(STUDY, name="reference_batch4", batch_size=4, learning_rate=2.5e-4),
+    replace(STUDY, name="reference_batch64"),
+    replace(STUDY, name="group_norm", network_options={"normalization": "group"}),
+    replace(STUDY, name="bam", network_options={"attention": "bam"}),
+    replace(STUDY, name="time_series", network_options={"attention": "time_series"}),
+    replace(STUDY, name="residual", network_options={"block": "residual"}),
+    replace(STUDY, name="gated", network_options={"block": "gated"}),
+    replace(STUDY, name="dense", network_options={"block": "dense"}),
+    replace(ALIKE, name="mesoinception4", network="mesoinception4"),
+    replace(ALIKE, name="inception_scratch"),
+    replace(ALIKE, name="inception_pretrained", start=IMAGENET),
+    replace(ALIKE, name="inception_self_blended", start=IMAGENET, self_blended=0.4),
+)
+ALL_SHAPES = ("hull", "hull_without_forehead", "parts", "components", "raised_components", "mouth")
+MANY = FaceSettings(name="inception_many", start=IMAGENET, seed=3, epochs=34, mixed=0.15, mask_shapes=ALL_SHAPES)
+DISTILLED = replace(
+    MANY, name="distilled", start="inception_256", size=256, seed=21, mixed=0.3, learning_rate=2e-4,
+    teachers=("inception_many", "inception_256"),
+)
+RUNS = {run.name: run for run in (
+    MANY,
+    replace(MANY, name="inception_256", size=256, seed=11),
+    replace(MANY, name="inception_located", located=0.5, seed=12),
+    DISTILLED,
+    replace(DISTILLED, name="distilled_web", real_frames=True, seed=22),
+    FaceSettings(name="one_image_cnn", network="one_image_cnn", size=256, epochs=8, learning_rate=1e-3, average=0.99,
+                 self_blended=0.0),
+    *REMEDIES,
+)}
+
+
+def run_face(name: str, data: str | Path, output: str | Path, minutes: float | None = None,
+             cache: str | Path | None = None, **options) -> FaceRun:
+    """Train one of ``RUNS`` on the research data, as ``python -m kaggle_utils train face`` does.
+
+    Args:
+        data: holds ``dfdc_faces`` (and ``real_frames``); the InceptionV3 weights lie in ``weights`` beside or inside it.
+        output: folder of results, and of the runs that this one starts from or learns from.
+        options: of :func:`train_face`.
+
+    Raises:
+        ValueError: no run of that name. FileNotFoundError: weights that the run needs are missing.
+    """
+    if name not in RUNS:
+        raise ValueError(f"expected one of {', '.join(RUNS)}, found {name!r}")
+    settings = with_files(RUNS[name], data, output)
+    faces = read_faces(Path(data) / "dfdc_faces", cache)
+    if settings.real_frames:
+        faces = faces + read_real_frames(Path(data) / "real_frames")
+    return train_face(settings, faces, output, minutes, **options)
+
+
+def with_files(settings: FaceSettings, data: str | Path, output: str | Path) -> FaceSettings:
+    """The settings of a run of ``RUNS`` with the files that its start and its teachers lie in."""
+    start, *teachers = (run and str(inception_weights(data) if run == IMAGENET else Path(output) / f"{run}.keras")
+                        for run in (settings.start, *settings.teachers))
+    return replace(settings, start=start, teachers=tuple(teachers))
+
+
+def inception_weights(data: str | Path) -> Path:
+    """The file of InceptionV3 weights in ``weights``, beside or inside the folder of research data."""
+    folders = Path(data), Path(data).resolve().parent
+    places = [folder / "weights" / "inception_v3_notop_uint8.npz" for folder in folders]
+    for place in places:
+        if place.is_file():
+            return place
+    raise FileNotFoundError(f"expected InceptionV3 weights in {places[0]} or {places[1]}")
