@@ -21,15 +21,15 @@ PITCH_HZ = (60, 400)
 def griffin_lim(samples: np.ndarray, rate: int, seed: int, bands: int | None = 80, iterations: int = 32,
                 fft_length: int = 1024, hop: int = 256) -> np.ndarray:
     """Magnitudes of ``bands`` mel bands (None: of all FFT bins), phases by fast Griffin-Lim (Perraudin et al. 2013)."""
-    magnitude = np.abs(_stft(samples, fft_length, hop))
+    magnitude = np.abs(stft(samples, fft_length, hop))
     if bands is not None:
         filters = mel_filters(bands, rate, fft_length)
         magnitude = np.maximum(np.linalg.pinv(filters) @ (filters @ magnitude), 0)
     phase, before = np.exp(2j * np.pi * np.random.default_rng(seed).random(magnitude.shape)), 0
     for _ in range(iterations):
-        consistent = _stft(_istft(magnitude * phase, fft_length, hop, len(samples)), fft_length, hop)
+        consistent = stft(istft(magnitude * phase, fft_length, hop, len(samples)), fft_length, hop)
         phase, before = _unit(consistent + 0.99 * (consistent - before)), consistent
-    return _istft(magnitude * phase, fft_length, hop, len(samples))
+    return istft(magnitude * phase, fft_length, hop, len(samples))
 
 
 def mel_filters(bands: int, rate: int, fft_length: int, top: float | None = None) -> np.ndarray:
@@ -44,23 +44,23 @@ def mel_corrected(samples: np.ndarray, target: np.ndarray, rate: int, rounds: in
     What is left to tell them apart is what the mel spectrogram does not hold: phase and fine structure.
     """
     filters = mel_filters(bands, rate, 1024)
-    wanted, weight = filters @ np.abs(_stft(target, 1024, 256)), np.maximum(filters.sum(axis=0), 1e-6)
+    wanted, weight = filters @ np.abs(stft(target, 1024, 256)), np.maximum(filters.sum(axis=0), 1e-6)
     for _ in range(rounds):
-        spectrum = _stft(samples, 1024, 256)
+        spectrum = stft(samples, 1024, 256)
         gain = np.clip((wanted + 1e-5) / (filters @ np.abs(spectrum) + 1e-5), 0.05, 20)
-        samples = _istft(spectrum * (filters.T @ gain / weight[:, None]), 1024, 256, len(target))
+        samples = istft(spectrum * (filters.T @ gain / weight[:, None]), 1024, 256, len(target))
     return samples.astype(np.float32)
 
 
-def _stft(samples: np.ndarray, fft_length: int, hop: int) -> np.ndarray:
+def stft(samples: np.ndarray, fft_length: int, hop: int) -> np.ndarray:
     """Hann windows, centred: complex (fft_length / 2 + 1, frames); ``hop`` is a quarter of ``fft_length`` or less."""
     padded = np.pad(samples, (fft_length // 2, fft_length // 2 + -len(samples) % hop))
     frames = np.lib.stride_tricks.sliding_window_view(padded, fft_length)[::hop]
     return fft.rfft(frames * signal.get_window("hann", fft_length), axis=1).T
 
 
-def _istft(spectrum: np.ndarray, fft_length: int, hop: int, length: int) -> np.ndarray:
-    """The least-squares inverse of ``_stft`` (Griffin and Lim 1984): (length,)."""
+def istft(spectrum: np.ndarray, fft_length: int, hop: int, length: int) -> np.ndarray:
+    """The least-squares inverse of ``stft`` (Griffin and Lim 1984): (length,)."""
     window, overlap = signal.get_window("hann", fft_length), fft_length // hop
     frames = (fft.irfft(spectrum.T, axis=1) * window).reshape(-1, overlap, hop)
     blocks, weights = np.zeros((len(frames) + overlap - 1, hop)), np.zeros((len(frames) + overlap - 1, hop))
@@ -136,13 +136,13 @@ def time_stretch(samples: np.ndarray, rate: int, seed: int, factor: float = 1.25
 def _stretch(samples: np.ndarray, factor: float, fft_length: int = 1024) -> np.ndarray:
     """Phase vocoder (Flanagan and Golden 1966): ``factor`` times longer at the same pitch."""
     hop = fft_length // 4
-    spectrum = _stft(samples, fft_length, hop)
+    spectrum = stft(samples, fft_length, hop)
     places = np.arange(0, spectrum.shape[1] - 1, 1 / factor)
     left, share = places.astype(int), places % 1
     magnitude = (1 - share) * np.abs(spectrum[:, left]) + share * np.abs(spectrum[:, left + 1])
     advance = np.angle(spectrum[:, left + 1] * np.conj(spectrum[:, left]))
     phase = np.angle(spectrum[:, :1]) + np.cumsum(np.pad(advance, ((0, 0), (1, 0)))[:, :-1], axis=1)
-    return _istft(magnitude * np.exp(1j * phase), fft_length, hop, round(len(samples) * factor))
+    return istft(magnitude * np.exp(1j * phase), fft_length, hop, round(len(samples) * factor))
 
 
 GENERATORS: dict[str, tuple[Callable, dict]] = {  # "family:variant" -> function and its options

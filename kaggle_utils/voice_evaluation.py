@@ -11,7 +11,7 @@ import pandas as pd
 
 from .dataset import FAKE, REAL
 from .metrics import auc, equal_error_rate, sigmoid
-from .vocoders import family
+from .vocoders import family, istft, stft
 from .voice import SAMPLE_RATE, canonical, lfcc
 from .voice_training import Voices, VoiceSettings, noisy, predict_logits, recode, to_int16, unheard
 
@@ -137,22 +137,24 @@ def lfcc_baseline(features: np.ndarray, voices: Voices, settings: VoiceSettings)
 
 
 # --- where the network listens --------------------------------------------------------------------------------------
-def occlusion_map(network: keras.Model, window: np.ndarray, kind: str, times: int = 12, bands: int = 8) -> np.ndarray:
-    """How far the logit falls when a patch of the spectrogram is blanked (Zeiler and Fergus 2014), as SpecAugment does.
+def exchange_map(network: keras.Model, spoofed: np.ndarray, recording: np.ndarray, times: int = 8,
+                 bands: int = 8) -> np.ndarray:
+    """How far the logit of a twin falls when one patch of its spectrogram is exchanged for that of its recording.
+
+    A patch that is blanked (Zeiler and Fergus 2014) would itself sound made; one from the recording does not.
 
     Args:
-        network: a ``voice_inception`` with its head. window: float32 (T,), canonical.
-        kind: of its spectrogram; times, bands: patches along each axis.
+        network: a voice network for 16 kHz with its head.
+        spoofed, recording: float32 windows (T,) of a canonical recording and of the twin made from it, sample by sample
+            at the same place.
+        times, bands: patches along each axis.
 
     Returns:
         float32 (bands, times), lowest band first; positive where the patch speaks for FAKE.
     """
-    spectrogram = network.get_layer(f"log_{kind}")
-    inner = keras.Model(network.input, spectrogram.output)
-    image = keras.ops.convert_to_numpy(inner(window[None]))[0]
-    frame = np.arange(image.shape[0]) * times // image.shape[0]
-    band = np.arange(image.shape[1]) * bands // image.shape[1]
-    kept = [(frame != t)[:, None, None] | (band != b)[None, :, None] for b in range(bands) for t in range(times)]
-    outer = keras.Model(spectrogram.output, network.output["logit"])
-    logits = outer.predict(np.concatenate([image[None], image * np.stack(kept)]), batch_size=8, verbose=0)[:, 0]
+    made, real = (stft(samples, 512, 128) for samples in (spoofed, recording))
+    band, frame = (np.arange(size) * count // size for size, count in zip(made.shape, (bands, times), strict=True))
+    patches = [(band == b)[:, None] & (frame == t) for b in range(bands) for t in range(times)]
+    mixed = [istft(np.where(patch, real, made), 512, 128, len(spoofed)) for patch in patches]
+    logits = network.predict(np.stack([spoofed, *mixed]).astype(np.float32), batch_size=8, verbose=0)["logit"][:, 0]
     return (logits[0] - logits[1:]).reshape(bands, times)

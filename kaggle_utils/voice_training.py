@@ -4,6 +4,7 @@ Needs keras, a backend (JAX, PyTorch or TensorFlow), numpy, pandas, scipy and so
 :func:`read_voices`, :func:`add_twins` and :func:`train_voice`.
 """
 
+import importlib.util
 import io
 import json
 import multiprocessing
@@ -49,6 +50,7 @@ CODECS = {  # arguments of ffmpeg; both classes get them in training
     "g722": ["-c:a", "g722", "-f", "wav"],
     "telephone": ["-af", "highpass=f=300,lowpass=f=3400", "-ar", "8000", "-c:a", "pcm_mulaw", "-f", "wav"],
 }
+PROMPTS_FOLDER = "/usr/share/asterisk/sounds"  # where Debian puts them
 PROMPTS = {  # folder of each language: speaker and split
     "en_US_f_Allison": ("allison", "train"), "es_MX_f_Allison": ("allison", "train"), "fr_CA_f_June": ("june", "train"),
     "it_IT_m_Carlo": ("carlo", "test"), "ru_RU_f_IvrvoiceRU": ("ivrvoice", "validation"),
@@ -316,6 +318,7 @@ class VoiceSettings:
         network, network_options: a function of ``networks`` and its arguments; gets a dense 1 as its head.
         epochs, steps: an epoch is ``steps`` batches. batch_size: even, half of it spoofed.
         weights: share of each family of generators among the spoofed voices; 1 where not named, 0 leaves it out.
+        start: ``NAME.weights.npz`` of a run with the same network, whatever its window, to go on from; None: from scratch.
         augment: arguments of :class:`ChannelAugment`; None: no channel effects.
         recoded: share of the voices that are heard through a codec, where there are copies.
         shortened: share of the voices that are cut to half a window or more, and repeated.
@@ -334,6 +337,7 @@ class VoiceSettings:
     label_smoothing: float = 0.02
     average: float | None = 0.995
     weights: dict = field(default_factory=dict)
+    start: str | None = None
     augment: dict | None = field(default_factory=dict)
     recoded: float = 0.4
     shortened: float = 0.3
@@ -351,7 +355,7 @@ class VoiceSettings:
 
     @property
     def length(self) -> int:
-        return REFERENCE_SAMPLES if self.reference else WINDOW_SAMPLES
+        return REFERENCE_SAMPLES if self.reference else self.network_options.get("samples", WINDOW_SAMPLES)
 
 
 class VoiceBatches(keras.utils.PyDataset):
@@ -411,21 +415,21 @@ class VoiceBatches(keras.utils.PyDataset):
 class ChannelAugment(keras.layers.Layer):
     """What recording and transmission do to a voice, drawn anew for each one and alike for both classes.
 
-    int16 (n, T) -> float32 (n, T), RMS −26 dBFS. In training: an equaliser of up to ``equaliser`` dB, the telephone
-    band or a low-pass at 3.4 to 7.5 kHz, coloured noise ``snr`` dB under the voice, clipping, a flipped sign.
+    int16 (n, T) -> float32 (n, T), RMS −26 dBFS. In training: a room, an equaliser of up to ``equaliser`` dB, the
+    telephone band or a low-pass at 3.4 to 7.5 kHz, coloured noise ``snr`` dB under the voice, clipping, a flipped sign.
 
     Args:
         rate: of the samples, in Hz.
         equaliser: dB. snr: lowest and highest, dB.
-        band, noise, clip: shares of the voices that get it.
+        band, noise, clip, room: shares of the voices that get it.
     """
 
     def __init__(self, rate: int = SAMPLE_RATE, equaliser: float = 6.0, snr: tuple[float, float] = (8.0, 40.0),
-                 band: float = 0.3, noise: float = 0.5, clip: float = 0.1, enabled: bool = True, seed: int | None = None,
-                 **kwargs):
+                 band: float = 0.3, noise: float = 0.5, clip: float = 0.1, room: float = 0.0, enabled: bool = True,
+                 seed: int | None = None, **kwargs):
         super().__init__(autocast=False, **kwargs)  # half precision would ruin the samples
         self.settings = {"rate": rate, "equaliser": equaliser, "snr": tuple(snr), "band": band, "noise": noise,
-                         "clip": clip, "enabled": enabled}
+                         "clip": clip, "room": room, "enabled": enabled}
         self.seed, self.random = seed, keras.random.SeedGenerator(seed)
 
     def get_config(self):
@@ -440,6 +444,8 @@ class ChannelAugment(keras.layers.Layer):
             return x
         count, length = ops.shape(x)[0], samples.shape[1]
         frequency = np.fft.rfftfreq(length, 1 / self.settings["rate"]).astype(np.float32)[None]
+        if self.settings["room"]:
+            x = ops.where(self._some(count, "room"), self._in_a_room(x, count, length), x)
         x = self._filtered(x, self._response(count, frequency), length)
         limit = self._uniform(count, 1.5, 4.0) * _rms(x)
         x = ops.where(self._some(count, "clip"), ops.clip(x, -limit, limit), x)
@@ -450,6 +456,15 @@ class ChannelAugment(keras.layers.Layer):
         x = x + noise * (level * _rms(x) / _rms(noise))
         sign = ops.where(self._uniform(count, 0.0, 1.0) < 0.5, -1.0, 1.0)
         return x * (sign * 0.05 / _rms(x))
+
+    def _in_a_room(self, x, count, length):
+        """Direct sound and, −12 to +3 dB of it, noise that decays by 60 dB in 0.15 to 0.8 s (Moorer 1979)."""
+        seconds = np.arange(length, dtype=np.float32)[None] / self.settings["rate"]
+        tail = keras.random.normal((count, length), seed=self.random) * ops.exp(-6.9 * seconds / self._uniform(count, 0.15, 0.8))
+        level = 10.0 ** (self._uniform(count, -12.0, 3.0) / 20)
+        room = tail * level / ops.sqrt(ops.sum(ops.square(tail), axis=1, keepdims=True))
+        (a, b), (c, d) = ops.rfft(x), ops.rfft(room + np.eye(1, length, dtype=np.float32))
+        return ops.irfft((a * c - b * d, a * d + b * c), fft_length=length)
 
     def _response(self, count, frequency):
         """Gain (count, bins): a smooth random equaliser and, for some, a band limit."""
@@ -544,6 +559,8 @@ def train_voice(settings: VoiceSettings, voices: Voices, folder: str | Path, min
     policy = settings.policy or fast_policy()
     keras.utils.set_random_seed(settings.seed)
     network, scorer = build_voice_network(settings, policy), build_voice_network(settings)
+    if settings.start is not None:
+        network.set_weights(load_run(settings.start, settings).get_weights())
     batches = VoiceBatches(voices, voices.rows("train"), settings, workers)
     trainer, planned = make_trainer(network, settings)
     watched = voices.rows("validation")
@@ -609,26 +626,34 @@ def load_run(path: str | Path, settings: VoiceSettings) -> keras.Model:
 
 
 # --- named runs -----------------------------------------------------------------------------------------------------
-CLASSICAL = ("griffin_lim", "linear_prediction", "phase_vocoder")
+CLASSICAL = ("griffin_lim", "linear_prediction", "phase_vocoder", "world")
+NEURAL = ("hifigan", "melgan", "vocos", "diffusion", "flow")  # trained here
 DEMOS = ("fastspeech2", "diffgan_tts", "portaspeech", "transformer_tts", "stylespeech", "wavegrad2")  # of voice/neural
-SHARES = {"hifigan": 1.0, "melgan": 1.0, "vocos": 1.0, "diffusion": 1.0, "flow": 1.0,
-          **dict.fromkeys(DEMOS, 0.6), **dict.fromkeys(CLASSICAL, 0.1)}
-LEFT_OUT = {  # a family of vocoders and a text-to-speech system that no run of that name hears
-    "hifigan": ("hifigan", "transformer_tts"), "melgan": ("melgan", "stylespeech"), "vocos": ("vocos", "fastspeech2"),
-    "diffusion": ("diffusion", "wavegrad2"), "flow": ("flow", "portaspeech"), "griffin_lim": ("griffin_lim", "diffgan_tts"),
-    "classical": CLASSICAL, "demos": DEMOS,
+SHARES = {**dict.fromkeys(NEURAL, 1.0), **dict.fromkeys(DEMOS, 0.6), **dict.fromkeys(CLASSICAL, 0.1), "world": 0.0}
+SHIPPED = VoiceSettings(name="lfcc", network_options={"kinds": ("lfcc",)}, epochs=40, weights=SHARES, augment={"band": 0.45},
+                        recoded=0.5)
+ROOMS = replace(
+    SHIPPED, name="lfcc_rooms", start="lfcc", network_options={"kinds": ("lfcc",), "samples": 32000}, batch_size=24, steps=40,
+    epochs=6, learning_rate=2.5e-4, average=0.97, augment={"band": 0.45, "room": 0.35},
+    weights=SHARES | {"world": 0.5, "linear_prediction": 0.15, "phase_vocoder": 0.15},
+)
+NARROW = replace(  # learns in minutes on two CPU cores, so that each family can be left out
+    ROOMS, name="narrow", start=None, network_options={"kinds": ("lfcc",), "samples": 32000, "width": 12}, batch_size=32,
+    steps=60, epochs=8, learning_rate=2e-3, augment={"band": 0.45, "room": 0.2},
+)
+LEFT_OUT = {  # families that no run of that name hears
+    "demos": DEMOS, "vocos": ("vocos", "fastspeech2"), "melgan": ("melgan", "stylespeech"), "classical": CLASSICAL,
 }
-COMMON = {"epochs": 40, "steps": 100, "weights": SHARES, "augment": {"band": 0.45}, "recoded": 0.5}
-LINEAR = VoiceSettings(name="linear", network_options={"kinds": ("linear",)}, batch_size=48, **COMMON)
-REFERENCE = VoiceSettings(name="voice_cnn", network="voice_cnn", batch_size=32, learning_rate=3e-4, shortened=0.0, **COMMON)
 RUNS = {run.name: run for run in (
-    LINEAR,
-    replace(LINEAR, name="mel", network_options={"kinds": ("mel",)}, batch_size=64),
-    replace(LINEAR, name="lfcc", network_options={"kinds": ("lfcc",)}, batch_size=64),
-    replace(LINEAR, name="linear_mel", network_options={"kinds": ("linear", "mel")}, batch_size=32),
-    REFERENCE,
-    *(replace(run, name=f"{run.name}_without_{name}", weights=SHARES | dict.fromkeys(families, 0.0))
-      for run in (LINEAR, REFERENCE) for name, families in LEFT_OUT.items()),
+    SHIPPED,
+    ROOMS,
+    replace(SHIPPED, name="linear", network_options={"kinds": ("linear",)}, batch_size=48),
+    replace(SHIPPED, name="mel", network_options={"kinds": ("mel",)}),
+    replace(SHIPPED, name="linear_mel", network_options={"kinds": ("linear", "mel")}, batch_size=32),
+    replace(SHIPPED, name="voice_cnn", network="voice_cnn", network_options={}, batch_size=32, learning_rate=3e-4, shortened=0.0),
+    NARROW,
+    *(replace(NARROW, name=f"narrow_without_{name}", weights=NARROW.weights | dict.fromkeys(families, 0.0))
+      for name, families in LEFT_OUT.items()),
 )}
 
 
@@ -642,21 +667,23 @@ def make_corpus(data: str | Path, prompts: str | Path | None = None, seconds: fl
     recorded = read_voices(data)
     if prompts is not None:
         recorded += read_prompts(prompts)
-    classical = [name for name in vocoders.GENERATORS if vocoders.family(name) in CLASSICAL]
+    families = [name for name in CLASSICAL if name != "world" or importlib.util.find_spec("pyworld")]
+    classical = [name for name in vocoders.GENERATORS if vocoders.family(name) in families]
     voices = add_neural_twins(add_twins(recorded, classical, processes), seconds=seconds)
     voices = prepared(voices, codecs=list(CODECS), copies=1, processes=processes)
     return voices.take(np.flatnonzero([len(samples) > voices.rate for samples in voices.samples]))  # a vocoder may fail
 
 
 def run_voice(name: str, data: str | Path, output: str | Path, minutes: float | None = None,
-              cache: str | Path | None = None, prompts: str | Path | None = None, processes: int = 1) -> VoiceRun:
+              cache: str | Path | None = None, prompts: str | Path = PROMPTS_FOLDER, processes: int = 1) -> VoiceRun:
     """Train one of ``RUNS`` on the research data, as ``python -m kaggle_utils train voice`` does.
 
     Args:
         data: the folder of research data, which holds ``voice``.
-        output: folder of results. minutes: limit on the training, the making of the corpus left aside.
+        output: folder of results, and of the run that this one starts from.
+        minutes: limit on the training, the making of the corpus left aside.
         cache: file of the corpus (``voices.npz`` in ``output``), which the first run makes and every other one reads.
-        prompts, processes: of :func:`make_corpus`.
+        prompts, processes: of :func:`make_corpus`; a folder of prompts that does not exist is left out.
 
     Raises:
         ValueError: no run of that name.
@@ -664,8 +691,11 @@ def run_voice(name: str, data: str | Path, output: str | Path, minutes: float | 
     if name not in RUNS:
         raise ValueError(f"expected one of {', '.join(RUNS)}, found {name!r}")
     settings, cache = RUNS[name], Path(cache or Path(output) / "voices.npz")
+    if settings.start is not None:
+        settings = replace(settings, start=str(Path(output) / f"{settings.start}.weights.npz"))
     if not cache.is_file():
         cache.parent.mkdir(parents=True, exist_ok=True)
+        prompts = prompts if Path(prompts).is_dir() else None
         make_corpus(Path(data) / "voice", prompts, processes=processes).save(cache)
     voices = Voices.load(cache)
     return train_voice(settings, voices.at(settings.rate), output, minutes)
