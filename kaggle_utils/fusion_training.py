@@ -63,6 +63,13 @@ class Embeddings:
             return cls(outputs, file["labels"], file["groups"])
 
 
+def kept(path: str | Path, make: Callable[[], Embeddings]) -> Embeddings:
+    """What ``make`` returns, kept in the file ``path``, from which the next call reads it. Delete it for other weights."""
+    if not Path(path).is_file():
+        make().save(path)
+    return Embeddings.load(path)
+
+
 def embed_faces(network: keras.Model, faces: Faces, size: int = 256, views: int = FRAMES, seed: int = 0) -> Embeddings:
     """Run slightly different views of each crop through the face network.
 
@@ -186,7 +193,16 @@ def train_last(clips: Clips, epochs: int = 15, seed: int = 0, normalization: str
 
 
 # --- the ways to join -----------------------------------------------------------------------------------------------
-Scorer = Callable[[Clips], np.ndarray]  # clips -> logits (N,)
+@dataclass(frozen=True)
+class Method:
+    """A way to answer for clips: ``logits`` maps :class:`Clips` to float (N,).
+
+    ``prior``: None: raw logits, still to be calibrated by a line; else they are log odds where classes are balanced, and
+    this is the share of fakes to add.
+    """
+
+    logits: Callable[[Clips], np.ndarray]
+    prior: float | None = None
 
 
 def branch_lines(clips: Clips) -> dict[str, tuple[float, float]]:
@@ -219,36 +235,41 @@ def last_logits(network: keras.Model, clips: Clips) -> np.ndarray:
     return network.predict(clips.inputs, batch_size=256, verbose=0)[:, 0]
 
 
-def fit_methods(train: Clips, epochs: int = 15, seed: int = 0) -> dict[str, Scorer]:
-    """Every way to join the branches, from one branch alone to the study's last CNN, fitted on ``train``."""
+def fit_methods(train: Clips, epochs: int = 15, seed: int = 0) -> dict[str, Method]:
+    """Every way to join the branches, from one branch alone to the study's last CNN, fitted on ``train``.
+
+    A branch alone answers for itself: half of the faces are fake and half of the voices. Noisy-or is made of these
+    answers. The others are fitted on the clips' labels and need a line.
+    """
     from sklearn.linear_model import LogisticRegression
 
     lines = branch_lines(train)
     regression = LogisticRegression(class_weight="balanced").fit(branch_logits(train, lines), train.labels)
-    methods: dict[str, Scorer] = {
-        "face alone": lambda clips: branch_logits(clips, lines)[:, 0],
-        "voice alone": lambda clips: branch_logits(clips, lines)[:, 1],
-        "mean of logits": lambda clips: branch_logits(clips, lines).mean(axis=1),
-        "noisy-or": lambda clips: noisy_or(clips, lines),
-        "logistic regression": lambda clips: regression.decision_function(branch_logits(clips, lines)),
+    methods = {
+        "face alone": Method(lambda clips: branch_logits(clips, lines)[:, 0], 0.5),
+        "voice alone": Method(lambda clips: branch_logits(clips, lines)[:, 1], 0.5),
+        "mean of logits": Method(lambda clips: branch_logits(clips, lines).mean(axis=1)),
+        "noisy-or": Method(lambda clips: noisy_or(clips, lines), PRIOR),
+        "logistic regression": Method(lambda clips: regression.decision_function(branch_logits(clips, lines))),
     }
     for normalization in ("batch", "group"):
         network = train_last(train, epochs, seed, normalization)
-        methods[f"last CNN, {normalization} norm"] = lambda clips, network=network: last_logits(network, clips)
+        methods[f"last CNN, {normalization} norm"] = Method(lambda clips, network=network: last_logits(network, clips))
     return methods
 
 
 # --- comparison -----------------------------------------------------------------------------------------------------
-def calibrated(scorer: Scorer, calibrate: Clips, clips: Clips, prior: float = PRIOR,
-               limits: tuple[float, float] = (0.01, 0.99)) -> np.ndarray:
-    """P(fake) of ``clips``, float (N,): one line fitted on ``calibrate``, the prior, the limits."""
-    scale, shift = fit_line(calibrate.labels, scorer(calibrate))
-    return np.clip(sigmoid(scale * scorer(clips) + shift + log_odds(prior)), *limits)
+def probabilities(method: Method, calibrate: Clips, clips: Clips, limits: tuple[float, float] = (0.01, 0.99)) -> np.ndarray:
+    """P(fake) of ``clips``, float (N,): by a line fitted on ``calibrate`` where the method needs one, its prior, the limits."""
+    scale, shift, prior = 1.0, 0.0, method.prior
+    if prior is None:
+        (scale, shift), prior = fit_line(calibrate.labels, method.logits(calibrate)), PRIOR
+    return np.clip(sigmoid(scale * method.logits(clips) + shift + log_odds(prior)), *limits)
 
 
-def best_limits(labels: np.ndarray, probabilities: np.ndarray, margins=(0.001, 0.003, 0.01, 0.02, 0.05)) -> tuple[float, float]:
+def best_limits(labels: np.ndarray, chances: np.ndarray, margins=(0.001, 0.003, 0.01, 0.02, 0.05)) -> tuple[float, float]:
     """The range (margin, 1 − margin) with the lowest log loss on clips that the calibration was not fitted on."""
-    best = min(margins, key=lambda margin: log_loss(labels, np.clip(probabilities, margin, 1 - margin)))
+    best = min(margins, key=lambda margin: log_loss(labels, np.clip(chances, margin, 1 - margin)))
     return best, 1 - best
 
 
@@ -257,7 +278,7 @@ def kind_of(clips: Clips) -> np.ndarray:
     return np.array([KINDS.get(pair, "missing") for pair in zip(clips.table["face"], clips.table["voice"], strict=True)])
 
 
-def figures(clips: Clips, probabilities: np.ndarray, interval: bool = True) -> dict:
+def figures(clips: Clips, chances: np.ndarray, interval: bool = True) -> dict:
     """Log loss of each kind and of all, AUC of each fake kind against real clips and of all, calibration error."""
     kinds, labels, groups = kind_of(clips), clips.labels, clips.table["group"].to_numpy()
     lines = {}
@@ -270,14 +291,14 @@ def figures(clips: Clips, probabilities: np.ndarray, interval: bool = True) -> d
     lines |= {"log loss": (log_loss, everything), "AUC": (auc, everything), "ECE": (expected_calibration_error, everything)}
     result = {}
     for name, (metric, chosen) in lines.items():
-        some = labels[chosen], probabilities[chosen]
+        some = labels[chosen], chances[chosen]
         result[name] = metric(*some)
         if interval:
             result[f"{name} low"], result[f"{name} high"] = bootstrap_interval(metric, *some, groups[chosen], rounds=300)
     return result
 
 
-def compare(methods: dict[str, Scorer], calibrate: Clips, test: Clips, interval: bool = True) -> pd.DataFrame:
-    """One line for each method on the same clips: :func:`figures` of its calibrated probabilities."""
-    return pd.DataFrame({name: figures(test, calibrated(scorer, calibrate, test), interval)
-                         for name, scorer in methods.items()}).T
+def compare(methods: dict[str, Method], calibrate: Clips, test: Clips, interval: bool = True) -> pd.DataFrame:
+    """One line for each method on the same clips: :func:`figures` of its probabilities."""
+    return pd.DataFrame({name: figures(test, probabilities(method, calibrate, test), interval)
+                         for name, method in methods.items()}).T
