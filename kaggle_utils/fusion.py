@@ -84,8 +84,8 @@ class Fusion(Protocol):
 class NoisyOr:
     """A clip is fake when its face or its voice is: 1 − (1 − P(face fake)) (1 − P(voice fake)).
 
-    The prior is shared out so that a branch that says nothing (logit 0, or no face, or no voice) leaves the answer of
-    the other as it is, and both together give the prior.
+    The prior is shared out between the two, so that branches that say nothing (logits of 0) give the prior. What is
+    missing cannot be fake: then the other branch has the whole prior.
 
     Args:
         calibration: of the branches' logits.
@@ -96,15 +96,16 @@ class NoisyOr:
         self.calibration, self.voice_share = calibration, voice_share
 
     def __call__(self, face, seen, voice, prior) -> float:
-        voice_prior = self.voice_share * prior
-        face_prior = 1 - (1 - prior) / (1 - voice_prior)
-        looks, sounds = face_prior, voice_prior
+        if not seen.any() and voice is None:
+            return prior
+        voice_prior = 0.0 if voice is None else self.voice_share * prior if seen.any() else prior
+        chances = [0.0, 0.0]
         if seen.any():
-            pooled_face = pooled(face["logit"][:, 0], seen, self.calibration.pooling)
-            looks = sigmoid(self.calibration.logit(pooled_face, "face") + log_odds(face_prior))
+            logit = self.calibration.logit(pooled(face["logit"][:, 0], seen, self.calibration.pooling), "face")
+            chances[0] = sigmoid(logit + log_odds(1 - (1 - prior) / (1 - voice_prior)))
         if voice is not None:
-            sounds = sigmoid(self.calibration.logit(voice["logit"].mean(), "voice") + log_odds(voice_prior))
-        return float(1 - (1 - looks) * (1 - sounds))
+            chances[1] = sigmoid(self.calibration.logit(voice["logit"].mean(), "voice") + log_odds(voice_prior))
+        return float(1 - (1 - chances[0]) * (1 - chances[1]))
 
 
 class LastNetwork:

@@ -36,13 +36,14 @@ def test_a_verdict_is_json_ready():
     assert json.loads(json.dumps(verdict.to_dict()))["face"] is None
 
 
-def test_noisy_or_leaves_a_silent_branch_out():
+def test_noisy_or_gives_the_whole_prior_to_what_is_there():
     join = fusion.NoisyOr(fusion.Calibration({}, (0, 1)), voice_share=0.1)
     seen, unseen = np.ones(10, bool), np.zeros(10, bool)
     for prior in (0.1, 0.5):
         assert join(outputs(0.0), unseen, None, prior) == pytest.approx(prior)
         assert join(outputs(0.0), seen, outputs(0.0), prior) == pytest.approx(prior)
-        assert join(outputs(3.0), seen, None, prior) == pytest.approx(join(outputs(3.0), seen, outputs(0.0), prior))
+        assert join(outputs(3.0), seen, None, prior) == pytest.approx(fusion.sigmoid(3 + fusion.log_odds(prior)))
+        assert join(outputs(0.0), unseen, outputs(-2.0), prior) == pytest.approx(fusion.sigmoid(fusion.log_odds(prior) - 2))
     assert join(outputs(-5.0), seen, outputs(8.0), 0.5) > 0.9
     assert join(outputs(-5.0), seen, outputs(-8.0), 0.5) < 0.05
 
