@@ -652,6 +652,9 @@ RUNS = {run.name: run for run in (
     replace(SHIPPED, name="linear_mel", network_options={"kinds": ("linear", "mel")}, batch_size=32),
     replace(SHIPPED, name="voice_cnn", network="voice_cnn", network_options={}, batch_size=32, learning_rate=3e-4, shortened=0.0),
     NARROW,
+    replace(NARROW, name="lfcc_without_systems", network_options={"kinds": ("lfcc",), "samples": 32000}, steps=100, epochs=6,
+            learning_rate=1e-3, average=0.98, augment={"band": 0.3},
+            weights=NARROW.weights | dict.fromkeys(("fastspeech2", "transformer_tts", "wavegrad2"), 0.0)),
     *(replace(NARROW, name=f"narrow_without_{name}", weights=NARROW.weights | dict.fromkeys(families, 0.0))
       for name, families in LEFT_OUT.items()),
 )}
