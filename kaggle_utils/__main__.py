@@ -48,9 +48,9 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument("-o", "--output", type=Path, help="where weights and scores go (default: work/training)")
     train.set_defaults(run=run_train)
 
-    evaluate = commands.add_parser("evaluate", help="measure the face network on faces of parts that it never saw, or "
-                                   "compare saved scores of runs")
-    evaluate.add_argument("what", choices=["face", "runs"])
+    evaluate = commands.add_parser("evaluate", help="measure the face network on faces of parts that it never saw, "
+                                   "also made worse, or compare saved scores of runs")
+    evaluate.add_argument("what", choices=["face", "quality", "runs"])
     evaluate.add_argument("--data", type=Path, help="the folder of research data (default: $DEEPFAKE_DATA)")
     evaluate.add_argument("--split", choices=["validation", "test"], default="validation")
     evaluate.add_argument("--scores", type=Path, help="runs: a folder of scores or one table (default: "
@@ -152,8 +152,11 @@ def run_evaluate(options: argparse.Namespace) -> None:
         from .detector import Detector
 
         detector = Detector.load()
-        line = detector.calibration.lines["crop"]
-        tables = face_evaluation.evaluate_network(detector.face, _research_data(options), options.split, line)
+        network, line, data = detector.face, detector.calibration.lines["crop"], _research_data(options)
+        if options.what == "quality":
+            tables = {"validation crops made worse": face_evaluation.by_quality(network, data, line=line)}
+        else:
+            tables = face_evaluation.evaluate_network(network, data, options.split, line)
     with pd.option_context("display.width", 250, "display.max_columns", None, "display.max_rows", None):
         for name, table in tables.items():
             print(f"{name}\n{table.round(3).to_string()}\n")

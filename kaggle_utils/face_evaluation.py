@@ -4,6 +4,7 @@ The functions take the scores that ``face_training.train_face`` writes: the tabl
 ``logit_flipped``.
 """
 
+from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
 
@@ -13,7 +14,16 @@ import numpy as np
 import pandas as pd
 from scipy.optimize import minimize_scalar
 
-from .dataset import CROP_SIZE, FAKE, REAL, is_unaltered, load_face_crops, read_face_table, split_by_part
+from .dataset import (
+    CROP_SIZE,
+    FAKE,
+    REAL,
+    is_unaltered,
+    load_face_crops,
+    read_face_table,
+    sample_balanced,
+    split_by_part,
+)
 from .face_data import Faces
 from .metrics import auc, bootstrap_interval, log_loss, sigmoid
 
@@ -116,6 +126,46 @@ def evaluate_network(network: keras.Model, data: str | Path, split: str = "test"
     scores = score_faces(network, faces, split, size, batch=32)
     both = {"one pass": scores, "mirror averaged": flip_averaged(scores)}
     return {name: evaluate(one.assign(logit=line[0] * one["logit"] + line[1])) for name, one in both.items()}
+
+
+def _jpeg(crop: np.ndarray, quality: int) -> np.ndarray:
+    encoded = cv2.imencode(".jpg", crop[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, quality])[1]
+    return cv2.imdecode(encoded, cv2.IMREAD_COLOR)[..., ::-1]
+
+
+def _coarser(crop: np.ndarray, factor: int) -> np.ndarray:
+    side = crop.shape[0]
+    small = cv2.resize(crop, (side // factor, side // factor), interpolation=cv2.INTER_AREA)
+    return cv2.resize(small, (side, side), interpolation=cv2.INTER_LINEAR)
+
+
+QUALITIES: dict[str, Callable[[np.ndarray], np.ndarray]] = {
+    "as it is": lambda crop: crop,
+    "JPEG 50": lambda crop: _jpeg(crop, 50),
+    "JPEG 30": lambda crop: _jpeg(crop, 30),
+    "JPEG 15": lambda crop: _jpeg(crop, 15),
+    "half the size": lambda crop: _coarser(crop, 2),
+    "a quarter of the size": lambda crop: _coarser(crop, 4),
+    "a third of the light": lambda crop: cv2.convertScaleAbs(crop, alpha=1 / 3),
+}
+
+
+def by_quality(network: keras.Model, data: str | Path, count: int = 600, line: tuple[float, float] = (1.0, 0.0)) -> pd.DataFrame:
+    """:func:`figures` of the same validation crops (parts 45–47, both classes alike often) made worse in several ways.
+
+    Args:
+        network, data, line: as for :func:`evaluate_network`. count: how many crops.
+    """
+    folder = Path(data) / "dfdc_faces"
+    table = split_by_part(read_face_table(folder))
+    table = table[table["split"] == "validation"]
+    table = table.iloc[sample_balanced(table["label"], count)].reset_index(drop=True)
+    crops = load_face_crops(folder, table)
+    lines = {}
+    for name, worse in QUALITIES.items():
+        logits = predict_logits(network, np.stack([worse(crop) for crop in crops]), CROP_SIZE, batch=32)
+        lines[name] = figures(table.assign(logit=line[0] * logits + line[1]), interval=True)
+    return pd.DataFrame(lines).T
 
 
 def flip_averaged(scores: pd.DataFrame) -> pd.DataFrame:

@@ -281,3 +281,11 @@ def test_scores_are_the_same_for_padded_and_single_crops(faces):
     whole = face_evaluation.predict_logits(network, faces.crops, SIZE, batch=16)
     np.testing.assert_allclose(face_evaluation.predict_logits(network, faces.crops[:3], SIZE, batch=5), whole[:3], atol=1e-4)
     assert ops.convert_to_numpy(network.weights[0]).dtype == np.float32
+
+
+def test_qualities_keep_the_size_and_change_the_picture(faces):
+    crop = faces.crops[1]
+    for name, worse in face_evaluation.QUALITIES.items():
+        changed = worse(crop)
+        assert changed.shape == crop.shape and changed.dtype == np.uint8
+        assert np.array_equal(changed, crop) == (name == "as it is")
