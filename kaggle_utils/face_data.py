@@ -10,7 +10,7 @@ import pandas as pd
 from tqdm.auto import tqdm
 
 from .augment import mean_landmarks
-from .dataset import CROP_SIZE, REAL, load_face_crops, read_face_table, split_by_part
+from .dataset import CROP_SIZE, REAL, is_unaltered, load_face_crops, read_face_table, sample_balanced, split_by_part
 
 LANDMARK_PRESENCE = 0.5  # below it, the mean landmarks serve
 FRAME_WIDTH = 1.3  # of the real frames of web video, in sides of the tight framing
@@ -58,6 +58,25 @@ def read_faces(folder: str | Path, cache: str | Path | None = None) -> Faces:
     if row.isna().any():
         raise ValueError(f"{folder}/landmarks.npz: expected landmarks of every crop, {row.isna().sum()} have none")
     return Faces(table, load_face_crops(folder, table, cache), points[row.to_numpy(int)])
+
+
+def read_split(data: str | Path, split: str, count: int | None = None, altered: bool = False) -> Faces:
+    """The DFDC training faces of one split, for judging, with the mean landmarks.
+
+    Args:
+        data: the folder of research data, which holds ``dfdc_faces``.
+        split: ``validation`` (parts 45–47) or ``test`` (48–49); no network learnt from either.
+        count: a sample of so many, as many REAL as FAKE; None: all.
+        altered: leave out the fakes whose face is unaltered.
+    """
+    folder = Path(data) / "dfdc_faces"
+    table = split_by_part(read_face_table(folder))
+    table = table[(table["split"] == split) & ~(altered & is_unaltered(table))]
+    if count is not None:
+        table = table.iloc[sample_balanced(table["label"], count)]
+    table = table.reset_index(drop=True)
+    crops = load_face_crops(folder, table)
+    return Faces(table, crops, np.repeat(mean_landmarks(crops.shape[1])[None], len(table), axis=0))
 
 
 def read_real_frames(folder: str | Path, size: int = CROP_SIZE, width: float = FRAME_WIDTH) -> Faces:

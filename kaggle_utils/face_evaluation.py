@@ -14,17 +14,8 @@ import numpy as np
 import pandas as pd
 from scipy.optimize import minimize_scalar
 
-from .dataset import (
-    CROP_SIZE,
-    FAKE,
-    REAL,
-    is_unaltered,
-    load_face_crops,
-    read_face_table,
-    sample_balanced,
-    split_by_part,
-)
-from .face_data import Faces
+from .dataset import CROP_SIZE, FAKE, REAL, is_unaltered
+from .face_data import Faces, read_split
 from .metrics import auc, bootstrap_interval, log_loss, sigmoid
 
 SOURCE_SIZES = (0, 185, 224, np.inf)  # source_px: small, middle and large faces
@@ -105,8 +96,8 @@ def evaluate(scores: pd.DataFrame, temperature: float = 1.0, column: str = "logi
                          for name, rows in both.items()}).T
 
 
-def evaluate_network(network: keras.Model, data: str | Path, split: str = "test", line: tuple[float, float] = (1.0, 0.0),
-                     size: int = CROP_SIZE) -> dict[str, pd.DataFrame]:
+def evaluate_network(network: keras.Model, data: str | Path, split: str = "test",
+                     line: tuple[float, float] = (1.0, 0.0)) -> dict[str, pd.DataFrame]:
     """The evaluation of a saved face network on the DFDC training faces of parts that it was not trained on.
 
     Args:
@@ -114,16 +105,11 @@ def evaluate_network(network: keras.Model, data: str | Path, split: str = "test"
         data: holds ``dfdc_faces``.
         split: ``validation`` (parts 45–47) or ``test`` (48–49).
         line: scale and shift of the calibration.
-        size: the crops are resized to it, in pixels.
 
     Returns:
         :func:`evaluate` for ``one pass`` and for ``mirror averaged``.
     """
-    folder = Path(data) / "dfdc_faces"
-    table = split_by_part(read_face_table(folder))
-    table = table[table["split"] == split].reset_index(drop=True)
-    faces = Faces(table, load_face_crops(folder, table), np.zeros((len(table), 81, 2), np.float32))
-    scores = score_faces(network, faces, split, size, batch=32)
+    scores = score_faces(network, read_split(data, split), split, CROP_SIZE, batch=32)
     both = {"one pass": scores, "mirror averaged": flip_averaged(scores)}
     return {name: evaluate(one.assign(logit=line[0] * one["logit"] + line[1])) for name, one in both.items()}
 
@@ -156,15 +142,10 @@ def by_quality(network: keras.Model, data: str | Path, count: int = 600, line: t
     Args:
         network, data, line: as for :func:`evaluate_network`. count: how many crops.
     """
-    folder = Path(data) / "dfdc_faces"
-    table = split_by_part(read_face_table(folder))
-    table = table[table["split"] == "validation"]
-    table = table.iloc[sample_balanced(table["label"], count)].reset_index(drop=True)
-    crops = load_face_crops(folder, table)
-    lines = {}
+    faces, lines = read_split(data, "validation", count), {}
     for name, worse in QUALITIES.items():
-        logits = predict_logits(network, np.stack([worse(crop) for crop in crops]), CROP_SIZE, batch=32)
-        lines[name] = figures(table.assign(logit=line[0] * logits + line[1]), interval=True)
+        logits = predict_logits(network, np.stack([worse(crop) for crop in faces.crops]), CROP_SIZE, batch=32)
+        lines[name] = figures(faces.table.assign(logit=line[0] * logits + line[1]), interval=True)
     return pd.DataFrame(lines).T
 
 

@@ -13,8 +13,8 @@ import numpy as np
 import pandas as pd
 from tqdm.auto import tqdm
 
-from .augment import FaceAugment, mean_landmarks
-from .dataset import FAKE, REAL, is_unaltered, load_face_crops, read_face_table, sample_balanced, split_by_part
+from .augment import FaceAugment
+from .dataset import FAKE, REAL
 from .face_data import Faces
 from .fusion import SIDES, Calibration, NoisyOr, fit_line, log_odds, pooled
 from .metrics import auc, bootstrap_interval, expected_calibration_error, log_loss, sigmoid
@@ -92,21 +92,6 @@ def embed_faces(network: keras.Model, faces: Faces, size: int = 256, views: int 
     order = np.resize(np.arange(views), FRAMES)
     outputs = {name: np.stack([np.asarray(part[name])[order] for part in parts]) for name in parts[0]}
     return Embeddings(outputs, faces.table["label"].to_numpy(), faces.table["group"].to_numpy(str))
-
-
-def split_faces(data: str | Path, split: str, count: int, seed: int = 0) -> Faces:
-    """A sample of the DFDC training faces of one split, as many REAL as FAKE, ``count`` in all.
-
-    Args:
-        data: the folder of research data, which holds ``dfdc_faces``.
-        split: ``validation`` (parts 45–47) or ``test`` (48–49); the face network learnt from neither.
-    """
-    folder = Path(data) / "dfdc_faces"
-    table = split_by_part(read_face_table(folder))
-    table = table[(table["split"] == split) & ~is_unaltered(table)]
-    table = table.iloc[sample_balanced(table["label"], count, seed)].reset_index(drop=True)
-    crops = load_face_crops(folder, table)
-    return Faces(table, crops, np.repeat(mean_landmarks(crops.shape[1])[None], len(table), axis=0))
 
 
 def embed_voices(network: keras.Model, voices: Voices) -> Embeddings:
