@@ -237,7 +237,21 @@ def colour_shift(images, draw: Draws, strength: float = 1.0):
     return ops.clip(rescaled * coarse + (1 - rescaled) * sharper, 0.0, 255.0)
 
 
-def self_blend(crops, masks, draw: Draws, untouched: float = 0.06, warp: float = 1.0) -> dict:
+def resynthesised(crops, draw: Draws):
+    """The source transform of a forgery without a blending edge: a face that moved a little where it is.
+
+    Reenactment and neural textures keep place and colour; what they leave is a smooth local displacement (up to about
+    3 % of the side) and less detail than the camera saw.
+    """
+    size, one = crops.shape[1], ops.ones((1, 1, 1))
+    x, y = pixel_grid(size)
+    field = along_rows_and_columns(draw.normal(size, 2), gaussian_matrix(size, 14 * one, 42 * one))
+    field = field * (size * 0.5 * draw.uniform(0, 1))  # the blur leaves a deviation of about 0.02
+    moved = sample(crops, x + field[..., :1], y + field[..., 1:])
+    return along_rows_and_columns(moved, rescaling_matrix(size, draw.uniform(1.2, 3.0)))
+
+
+def self_blend(crops, masks, draw: Draws, untouched: float = 0.06, warp: float = 1.0, in_place: float = 0.0) -> dict:
     """Blend each face with an altered copy of itself inside its mask.
 
     Args:
@@ -246,6 +260,7 @@ def self_blend(crops, masks, draw: Draws, untouched: float = 0.06, warp: float =
         draw: random numbers for the batch.
         untouched: share of the side that stays as it is at each edge.
         warp: scales the misalignment of source and target (translation, scale).
+        in_place: share of the sources that keep place and colour and are only :func:`resynthesised`.
 
     Returns:
         ``real`` (the target), ``source``, ``mask`` (as blended, 0–1) and ``fake``, of the shapes of the arguments.
@@ -262,6 +277,10 @@ def self_blend(crops, masks, draw: Draws, untouched: float = 0.06, warp: float =
     }
     x, y = affine_grid(size, size, **moved)
     source = sample(source, x, y)
+    if in_place:
+        stays = used * draw.chance(in_place)
+        source = source + stays * (resynthesised(crops, draw) - source)
+        target = target + stays * (crops - target)
     one = ops.ones((1, 1, 1))
     field = along_rows_and_columns(draw.normal(size, 2), gaussian_matrix(size, 7 * one, 21 * one))
     field = field * (50 / 3**0.5)  # α 50, σ 7, of noise uniform in ±1
@@ -372,17 +391,18 @@ class FaceAugment(keras.layers.Layer):
         cutout: probability of each kind of cut-out.
         quality: probability of a loss of quality (JPEG, or blur or down-scaling).
         shifted_reals: share of the reals that get the colour shift of the self-blended, so that it tells nothing.
+        in_place: share of the self-blended that are :func:`resynthesised` where they are.
         with_masks: also return where the self-blended were blended: a dict of ``pixels`` (the output above) and
             ``mask``, float32 (N, size, size, 1), 0–1.
         seed: of the random numbers. enabled: False switches all of it off.
     """
 
     def __init__(self, size=224, zoom=1.15, shift=0.12, angle=10.0, cutout=0.15, quality=0.5, shifted_reals=0.3,
-                 with_masks=False, seed=0, enabled=True, **options):
+                 in_place=0.0, with_masks=False, seed=0, enabled=True, **options):
         super().__init__(**{"dtype": "float32", **options})
         self.settings = {"size": size, "zoom": zoom, "shift": shift, "angle": angle, "cutout": cutout,
-                         "quality": quality, "shifted_reals": shifted_reals, "with_masks": with_masks, "seed": seed,
-                         "enabled": enabled}
+                         "quality": quality, "shifted_reals": shifted_reals, "in_place": in_place,
+                         "with_masks": with_masks, "seed": seed, "enabled": enabled}
         self.seeds = keras.random.SeedGenerator(seed)
 
     def call(self, inputs, training=False):
@@ -403,7 +423,7 @@ class FaceAugment(keras.layers.Layer):
     def blended(self, crops, inputs, draw):
         """Self-blend where there is a mask; shift the colour of some reals alike. Returns crops and blended masks."""
         masks = ops.cast(inputs["mask"], "float32") / 255
-        blend = self_blend(crops, masks, draw)
+        blend = self_blend(crops, masks, draw, in_place=self.settings["in_place"])
         real = ops.cast(ops.reshape(inputs["label"], (-1, 1, 1, 1)) < 0.5, "float32")
         shifted = real * draw.chance(self.settings["shifted_reals"])
         return blend["fake"] + shifted * (colour_shift(crops, draw) - blend["fake"]), blend["mask"]

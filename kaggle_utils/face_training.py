@@ -378,6 +378,7 @@ def average_runs(settings: FaceSettings, paths: Sequence[str | Path], faces: Fac
 # An average over 100 steps: these runs are too short for one over 1,000, which would keep their first weights.
 ALIKE = FaceSettings(crops=8000, size=160, epochs=10, learning_rate=1e-3, average=0.99, self_blended=0.0)
 STUDY = replace(ALIKE, network="one_image_cnn")
+SELF_BLENDED = replace(ALIKE, name="inception_self_blended", start=IMAGENET, self_blended=0.4)
 REMEDIES = (
     replace(STUDY, name="reference_batch4", batch_size=4, learning_rate=2.5e-4),
     replace(STUDY, name="reference_batch64"),
@@ -390,9 +391,19 @@ REMEDIES = (
     replace(ALIKE, name="mesoinception4", network="mesoinception4"),
     replace(ALIKE, name="inception_scratch"),
     replace(ALIKE, name="inception_pretrained", start=IMAGENET),
-    replace(ALIKE, name="inception_self_blended", start=IMAGENET, self_blended=0.4),
+    SELF_BLENDED,
 )
 ALL_SHAPES = ("hull", "hull_without_forehead", "parts", "components", "raised_components", "mouth")
+IN_PLACE = {"in_place": 0.35}
+FURTHER = (  # one change each to the last of the rows above
+    replace(SELF_BLENDED, name="uncleaned", cleaned=False),
+    replace(SELF_BLENDED, name="mixed", mixed=0.3),
+    replace(SELF_BLENDED, name="all_shapes", mask_shapes=ALL_SHAPES),
+    replace(SELF_BLENDED, name="in_place", mask_shapes=ALL_SHAPES, augment=IN_PLACE),
+    replace(SELF_BLENDED, name="located", located=0.5),
+    replace(SELF_BLENDED, name="high_pass", network_options={"high_pass": True}),
+    replace(SELF_BLENDED, name="no_augmentation", augment=None, self_blended=0.0),
+)
 MANY = FaceSettings(name="inception_many", start=IMAGENET, seed=3, epochs=34, mixed=0.15, mask_shapes=ALL_SHAPES)
 DISTILLED = replace(
     MANY, name="distilled", start="inception_256", size=256, seed=21, mixed=0.3, learning_rate=2e-4,
@@ -401,12 +412,14 @@ DISTILLED = replace(
 RUNS = {run.name: run for run in (
     MANY,
     replace(MANY, name="inception_256", size=256, seed=11),
-    replace(MANY, name="inception_located", located=0.5, seed=12),
+    replace(MANY, name="inception_located", size=256, located=0.5, real_frames=True, augment=IN_PLACE, seed=12),
     DISTILLED,
     replace(DISTILLED, name="distilled_web", real_frames=True, seed=22),
+    replace(DISTILLED, name="distilled_three", start="distilled_web", real_frames=True, augment=IN_PLACE, seed=31,
+            teachers=("distilled_web", "inception_256", "inception_located")),
     FaceSettings(name="one_image_cnn", network="one_image_cnn", size=256, epochs=8, learning_rate=1e-3, average=0.99,
                  self_blended=0.0),
-    *REMEDIES,
+    *REMEDIES, *FURTHER,
 )}
 
 

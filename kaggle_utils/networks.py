@@ -329,6 +329,12 @@ def with_head(branch: keras.Model) -> keras.Model:
     return keras.Model(branch.input, outputs, name=branch.name)
 
 
+# The 5 × 5 filter of the spatial rich model (Fridrich and Kodovský 2012): what a pixel differs from its surroundings by.
+RESIDUAL_FILTER = np.array([
+    [-1, 2, -2, 2, -1], [2, -6, 8, -6, 2], [-2, 8, -12, 8, -2], [2, -6, 8, -6, 2], [-1, 2, -2, 2, -1],
+], "float32") / 12
+
+
 # --- face networks of others -------------------------------------------------------------------------------
 
 
@@ -357,7 +363,9 @@ def mesoinception4(input_size: int = 256) -> keras.Model:
     return keras.Model(pixels, {"embedding": layers.Dropout(0.5, name="embedding")(x)}, name="mesoinception4")
 
 
-def face_inception(input_size: int = 224, weights: str | None = None, dropout: float = 0.5) -> keras.Model:
+def face_inception(
+    input_size: int = 224, weights: str | None = None, dropout: float = 0.5, high_pass: bool = False
+) -> keras.Model:
     """InceptionV3 (Szegedy et al. 2016) as a face branch: (H, W, 3) pixels of any size -> the outputs of `one_image_cnn`.
 
     The picture is resized inside to `input_size`. The sides are global maxima of three grids on the way
@@ -365,9 +373,14 @@ def face_inception(input_size: int = 224, weights: str | None = None, dropout: f
     last grid, so that a head on the embedding trains all of them.
 
     weights: None (random, or to be filled by `load_inception_weights`) or "imagenet", which downloads.
+    high_pass: show the network four times the residual of each channel (`RESIDUAL_FILTER`) about mid-grey instead of the colours.
     """
     pixels = keras.Input((None, None, 3), name="pixels")
     x = layers.Resizing(input_size, input_size, antialias=True, name="resize")(pixels)
+    if high_pass:
+        residual = layers.DepthwiseConv2D(5, padding="same", use_bias=False, trainable=False, name="residual")
+        x = layers.Rescaling(4.0, 127.5)(residual(x))
+        residual.set_weights([np.repeat(RESIDUAL_FILTER[:, :, None, None], 3, axis=2)])
     # Keras' own ImageNet weights expect -1..1, the weights that load_inception_weights reads 0..1.
     x = layers.Rescaling(1 / 127.5, -1)(x) if weights == "imagenet" else layers.Rescaling(1 / 255)(x)
     backbone = keras.applications.InceptionV3(include_top=False, weights=weights, input_tensor=x)

@@ -100,6 +100,18 @@ def test_self_blended_fake_equals_the_target_outside_its_mask_and_at_the_edge():
     assert np.abs(blend["fake"] - blend["real"]).mean((1, 2, 3)).min() > 0.05
 
 
+def test_a_fake_in_place_keeps_its_colours_and_loses_detail_inside_the_mask():
+    noise = np.random.default_rng(0).normal(0, 12, (4, SIZE, SIZE, 3)).astype("float32")
+    crops = np.clip(drawn_face() + noise, 0, 255)
+    blend = augment.self_blend(crops, masks_of(drawn_landmarks()), draws(), in_place=1.0)
+    blend = {name: numpy(x) for name, x in blend.items()}
+    np.testing.assert_allclose(blend["real"], crops, atol=1e-3)
+    assert np.abs(blend["fake"].mean((1, 2)) - crops.mean((1, 2))).max() < 2
+    inside = blend["mask"][:, 1:, :, 0] > 0.9
+    before, after = (np.abs(np.diff(images, axis=1))[inside].mean() for images in (crops, blend["fake"]))
+    assert after < 0.8 * before
+
+
 def test_blend_ratios_are_those_of_the_recipe():
     masks = masks_of(drawn_landmarks(), count=64)
     peaks = numpy(augment.self_blend(drawn_face(1).repeat(64, 0), masks, draws(64))["mask"]).max((1, 2, 3))

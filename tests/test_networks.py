@@ -180,6 +180,14 @@ def inception():
     return networks.with_head(networks.face_inception(75))
 
 
+def test_a_high_pass_network_sees_no_flat_colour():
+    network = networks.face_inception(75, high_pass=True)
+    flat = np.stack([np.full((75, 75, 3), level, "float32") for level in (0, 90, 255)])
+    inner = network.get_layer("residual")(flat)[:, 3:-3, 3:-3]
+    np.testing.assert_allclose(inner, 0, atol=1e-3)
+    assert not network.get_layer("residual").trainable
+
+
 def test_face_inception(inception):
     assert shapes(inception) == {**widths(networks.FACE_OUTPUTS), "logit": (1,)}
     for size in (60, 75, 101):  # any size of crop
