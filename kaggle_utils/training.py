@@ -6,8 +6,9 @@ Needs keras and a backend (JAX, PyTorch or TensorFlow). The runs themselves are 
 
 import json
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 
 import keras
@@ -41,6 +42,52 @@ def dtype_policy(policy: str):
         yield
     finally:
         keras.config.set_dtype_policy(before)
+
+
+@contextmanager
+def data_parallel(batch_size: int, most: int | None = None) -> Iterator[int]:
+    """Spread the batches of a model that is built and fitted inside over the visible devices; yields their number.
+
+    Each device holds all weights and takes an equal part of each batch; gradients are averaged, so that a run is the
+    same on any number of devices: ``keras.distribution.DataParallel`` on JAX, ``tf.distribute.MirroredStrategy`` on
+    TensorFlow, one device on PyTorch.
+
+    Args:
+        batch_size: of all devices together; no more devices are used than divide it.
+        most: at most so many devices.
+    """
+    devices = _devices()[:most]
+    count = max(n for n in range(1, len(devices) + 1) if batch_size % n == 0)
+    if count == 1:
+        yield 1
+    elif keras.backend.backend() == "jax":
+        before = keras.distribution.distribution()
+        keras.distribution.set_distribution(keras.distribution.DataParallel(devices=devices[:count]))
+        try:
+            yield count
+        finally:
+            keras.distribution.set_distribution(before)
+    else:
+        with _mirrored(*devices[:count]).scope():
+            yield count
+
+
+@cache
+def _mirrored(*devices: str):
+    """TensorFlow's strategy for these devices: one for the whole process, as the collectives of two would be mixed up."""
+    import tensorflow as tf
+
+    return tf.distribute.MirroredStrategy(devices)
+
+
+def _devices() -> list[str]:
+    """Names of the devices that a model can be spread over: accelerators, or else processors."""
+    if keras.backend.backend() == "tensorflow":
+        import tensorflow as tf
+
+        found = tf.config.list_logical_devices("GPU") or tf.config.list_logical_devices("CPU")
+        return [device.name for device in found]
+    return keras.distribution.list_devices() if keras.backend.backend() == "jax" else ["default"]
 
 
 class WarmupCosine(keras.optimizers.schedules.LearningRateSchedule):
