@@ -1,0 +1,59 @@
+"""One batch over two devices: the same weights as on one. Devices are virtual: two that share this machine's processor."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+TRAIN = """
+import json, sys
+from dataclasses import replace
+import keras
+import numpy as np
+if keras.backend.backend() == "tensorflow":
+    import tensorflow as tf
+    halves = [tf.config.LogicalDeviceConfiguration()] * 2
+    tf.config.set_logical_device_configuration(tf.config.list_physical_devices("CPU")[0], halves)
+from kaggle_utils import face_training, training
+from test_face_training import TINY, drawn_faces
+
+def weights(most):
+    keras.utils.set_random_seed(0)
+    random = np.random.default_rng(0)
+    with training.data_parallel(8, most) as count:
+        model = keras.Sequential([keras.Input((5,)), keras.layers.Dense(3, "tanh"), keras.layers.Dense(1)])
+        model.compile(keras.optimizers.SGD(0.1), "mse")
+        model.fit(random.normal(size=(64, 5)), random.normal(size=(64, 1)), 8, epochs=3, shuffle=False, verbose=0)
+    return count, [value.tolist() for value in map(np.asarray, model.get_weights())]
+
+with training.data_parallel(9) as uneven:
+    pass
+run = face_training.train_face(replace(TINY, epochs=2, augment=None, self_blended=0.0), drawn_faces(), sys.argv[1], workers=1)
+print(json.dumps({"alone": weights(1), "both": weights(None), "uneven": uneven,
+                  "losses": run.history["loss"].tolist(), "scores": run.scores["logit"].tolist()}))
+"""
+
+
+def train(backend: str, folder: Path) -> dict:
+    environment = {**os.environ, "KERAS_BACKEND": backend, "XLA_FLAGS": "--xla_force_host_platform_device_count=2",
+                   "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests")])}
+    run = subprocess.run([sys.executable, "-c", TRAIN, str(folder)], capture_output=True, text=True, env=environment)
+    assert run.returncode == 0, run.stderr[-2000:]
+    return json.loads(run.stdout.splitlines()[-1])
+
+
+@pytest.mark.parametrize("backend", ["jax", "tensorflow"])
+def test_two_devices_train_as_one(backend, tmp_path):
+    pytest.importorskip(backend)
+    found = train(backend, tmp_path)
+    (one, alone), (two, both) = found["alone"], found["both"]
+    assert (one, two, found["uneven"]) == (1, 2, 1)
+    for a, b in zip(alone, both, strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-5)
+    assert np.isfinite(found["losses"]).all() and np.isfinite(found["scores"]).all()
+    assert len(found["losses"]) == 2 and (tmp_path / "tiny.keras").is_file()
