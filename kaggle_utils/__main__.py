@@ -1,10 +1,10 @@
-"""The command line: ``python -m kaggle_utils {miniature,train,evaluate,predict} --help``."""
+"""The command line: ``python -m kaggle_utils {miniature,predict,train,evaluate,push,owner} --help``."""
 
 import argparse
 import sys
 from pathlib import Path
 
-from . import platform
+from . import kernels, platform
 
 SHEET_ROWS = 24  # clips on the contact sheet
 TRUTH = {0.0: "REAL", 1.0: "FAKE"}
@@ -16,7 +16,7 @@ def main(arguments: list[str] | None = None) -> int:
     sys.stdout.reconfigure(errors="backslashreplace")  # a clip's name may be no valid UTF-8
     try:
         options.run(options)
-    except (FileNotFoundError, ValueError) as error:
+    except (FileNotFoundError, ValueError, kernels.KaggleError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     return 0
@@ -56,6 +56,22 @@ def _parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--scores", type=Path, help="runs: a folder of scores or one table (default: "
                           "models/face_validation.csv)")
     evaluate.set_defaults(run=run_evaluate)
+
+    push = commands.add_parser("push", help="run notebooks on Kaggle: upload code, weights and wheels, push, wait for the end")
+    push.add_argument("names", nargs="*", metavar="NAME", help=f"notebooks, by name or number (default: {kernels.SUBMISSION})")
+    push.add_argument("--all", action="store_true", help="every notebook, each after those that it takes the output of")
+    push.add_argument("--dry-run", action="store_true", help="stage and check in build/, send nothing")
+    push.add_argument("--owner", help="the Kaggle account (default: that of your credentials)")
+    push.add_argument("--no-data", action="store_true", help="the data set on Kaggle is up to date: push kernels alone")
+    push.add_argument("--output", type=Path, metavar="FOLDER", help="fetch what the kernels make")
+    push.add_argument("--build", type=Path, metavar="FOLDER", help="where to stage (default: build/)")
+    push.add_argument("--every", type=float, default=30, metavar="SECONDS", help="between two looks at a run (default 30)")
+    push.add_argument("--timeout", type=float, default=120, metavar="SECONDS", help="for an answer of Kaggle (default 120)")
+    push.set_defaults(run=run_push)
+
+    owner = commands.add_parser("owner", help="write your Kaggle account into kernel-metadata.json and the README's links")
+    owner.add_argument("name", metavar="NAME", help="as in https://www.kaggle.com/NAME")
+    owner.set_defaults(run=run_owner)
     return parser
 
 
@@ -160,6 +176,19 @@ def run_evaluate(options: argparse.Namespace) -> None:
     with pd.option_context("display.width", 250, "display.max_columns", None, "display.max_rows", None):
         for name, table in tables.items():
             print(f"{name}\n{table.round(3).to_string()}\n")
+
+
+def run_push(options: argparse.Namespace) -> None:
+    """Push notebooks to Kaggle."""
+    names = list(kernels.notebooks()) if options.all else options.names or [kernels.SUBMISSION]
+    kernels.push(names, options.owner, dry_run=options.dry_run, with_data=not options.no_data, output=options.output,
+                 build=options.build, every=options.every, seconds=options.timeout)
+
+
+def run_owner(options: argparse.Namespace) -> None:
+    """Write the account's name into the committed files."""
+    for path in kernels.set_owner(options.name):
+        print(path)
 
 
 def _research_data(options: argparse.Namespace) -> Path:

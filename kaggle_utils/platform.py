@@ -4,13 +4,16 @@ Folders are found by search, never by a fixed path: Kaggle has moved its mounts 
 (``/kaggle/input/<slug>``, then ``/kaggle/input/competitions/<slug>`` and ``/kaggle/input/datasets/<owner>/<slug>``).
 """
 
+import importlib
 import os
+import subprocess
+import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 COMPETITION = "deepfake-detection-challenge"
-KAGGLE_INPUT = Path("/kaggle/input")
 KAGGLE_WORKING = Path("/kaggle/working")
-MOUNTS = ("{slug}", "competitions/{slug}", "datasets/*/{slug}", "notebooks/*/{slug}")
+MOUNTS = ("competitions/{slug}", "datasets/*/{slug}", "notebooks/*/{slug}", "models/*/{slug}/*/*/*", "{slug}")
 
 
 def on_kaggle() -> bool:
@@ -28,17 +31,68 @@ def project_root() -> Path:
     return Path(__file__).resolve().parents[1]
 
 
+def install_wheels() -> list[str]:
+    """Install, without the internet, the wheels that lie beside the package, where mtcnn is absent, as in Kaggle's image.
+
+    Their dependencies are left as the image has them. The first cell of each notebook calls it.
+
+    Returns:
+        names of the packages that were installed.
+    """
+    wheels = project_root() / "wheels"
+    names = sorted({path.name.split("-")[0] for path in wheels.glob("*.whl")})
+    if find_spec("mtcnn") is not None or not names:
+        return []
+    command = [sys.executable, "-m", "pip", "install", "-q", "--no-index", "--no-deps", "--find-links", str(wheels), *names]
+    subprocess.run(command, check=True)
+    importlib.invalidate_caches()
+    return names
+
+
+def input_root() -> Path:
+    """The folder that holds what is attached to a kernel: the one that ``DEEPFAKE_INPUT`` names, else ``/kaggle/input``."""
+    return Path(os.environ.get("DEEPFAKE_INPUT") or "/kaggle/input")
+
+
 def input_folder(slug: str) -> Path:
-    """The folder under which Kaggle mounts a competition, data set or notebook output called ``slug``.
+    """The folder under which Kaggle mounts a competition, data set, model or notebook output called ``slug``.
 
     Raises:
         FileNotFoundError: nothing of that name is attached; the message lists what is.
     """
+    root = input_root()
     for mount in MOUNTS:
-        for found in sorted(KAGGLE_INPUT.glob(mount.format(slug=slug))):
+        for found in sorted(root.glob(mount.format(slug=slug))):
             return found
-    attached = sorted(path.name for path in KAGGLE_INPUT.glob("*"))
-    raise FileNotFoundError(f"{slug} is not attached under {KAGGLE_INPUT}; found {attached}")
+    attached = sorted(str(path.relative_to(root)) for depth in ("*", "*/*/*") for path in root.glob(depth) if path.is_dir())
+    raise FileNotFoundError(f"{slug} is not attached under {root}; found {attached}")
+
+
+def kernel_title(notebook: str) -> str:
+    """The title of a notebook's kernel on Kaggle: ``07_fusion_inference`` is "Deepfake 07 fusion inference"."""
+    return f"Deepfake {notebook.replace('_', ' ')}"
+
+
+def kernel_slug(notebook: str) -> str:
+    """The name of a notebook's kernel in paths and links, as Kaggle makes it of the title."""
+    return kernel_title(notebook).lower().replace(" ", "-")
+
+
+def output_of(notebook: str, name: str) -> Path | None:
+    """A file or folder that the kernel of another notebook left in its output, where that kernel is attached to this one.
+
+    Args:
+        notebook: name of its file without suffix.
+        name: path in the other's working folder.
+
+    Returns:
+        the path, or None where the kernel is not attached or left no such thing.
+    """
+    try:
+        found = input_folder(kernel_slug(notebook)) / name
+    except FileNotFoundError:
+        return None
+    return found if found.exists() else None
 
 
 def working_folder() -> Path:
