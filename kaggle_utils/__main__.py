@@ -1,4 +1,4 @@
-"""The command line: ``python -m kaggle_utils {miniature,predict,train,evaluate,push,owner} --help``."""
+"""The command line: ``python -m kaggle_utils {miniature,predict,check,train,evaluate,push,owner} --help``."""
 
 import argparse
 import sys
@@ -39,6 +39,11 @@ def _parser() -> argparse.ArgumentParser:
     predict.add_argument("--hours", type=float, help="time budget; fewer frames are read when it gets short")
     predict.add_argument("--models", type=Path, help="folder of weights; models/reference holds the study's networks")
     predict.set_defaults(run=run_predict)
+
+    check = commands.add_parser("check", help="find what Kaggle would refuse in a submission")
+    check.add_argument("submission", type=Path, help="the CSV to check")
+    check.add_argument("--data", type=Path, help="the folder of clips or DFDC root that it must name, clip by clip")
+    check.set_defaults(run=run_check)
 
     train = commands.add_parser("train", help="train a network on the research data, as notebooks 04 and 05 do")
     train.add_argument("branch", choices=["face", "voice"])
@@ -143,6 +148,18 @@ def _caption(row) -> str:
     parts = [row.filename, f"P(fake) {row.label:.2f}", TRUTH.get(row.truth, "")]
     parts.append("" if any(frame["source"] != "fallback" for frame in row.frames) else "no face found")
     return "   ".join(filter(None, parts))
+
+
+def run_check(options: argparse.Namespace) -> None:
+    """Say that a submission is valid, or raise what is wrong with it."""
+    from .dataset import clips_to_score
+    from .submission import problems_of
+
+    expected = clips_to_score(options.data)["filename"] if options.data else None
+    if problems := problems_of(options.submission, expected):
+        raise ValueError("\n  ".join([f"{options.submission} is no valid submission:", *problems]))
+    compared = f"one row for each clip of {options.data}" if options.data else "its names not compared with a data set (--data)"
+    print(f"{options.submission}: valid, {compared}")
 
 
 def run_train(options: argparse.Namespace) -> None:

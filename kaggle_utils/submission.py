@@ -1,14 +1,17 @@
-"""A whole folder to ``submission.csv``: complete from the first second, resumed after a kill, in time."""
+"""A whole folder to ``submission.csv``: complete from the first second, resumed after a kill, in time; and its check."""
 
+import csv
 import json
 import os
 import time
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import pandas as pd
 from tqdm.auto import tqdm
 
+HEADER = ["filename", "label"]
 FRAME_LADDER = (10, 6, 3)  # frames read of a clip; the time guard steps down
 DECIMALS = 5
 MARGIN = 0.95  # share of the time budget that is planned for
@@ -147,7 +150,7 @@ def _table(clips: pd.DataFrame, journal: Journal, unscored: Callable[[str], dict
 
 
 def _write(output_csv: Path, clips: pd.DataFrame, journal: Journal, unscored: Callable[[str], dict]) -> None:
-    lines = ["filename,label"]
+    lines = [",".join(HEADER)]
     for name in clips["filename"]:
         label = (journal.finished.get(name) or unscored(name))["probability"]
         quoted = '"' + name.replace('"', '""') + '"' if any(mark in name for mark in ',"\n\r') else name
@@ -160,3 +163,44 @@ def _replace(path: Path, content: bytes) -> None:
     partial = path.with_name(path.name + ".partial")
     partial.write_bytes(content)
     os.replace(partial, path)
+
+
+# --- the check ------------------------------------------------------------------------------------------------------
+def problems_of(submission: str | Path, expected: Iterable[str] | None = None) -> list[str]:
+    """What Kaggle would refuse in a submission; an empty list for a valid one.
+
+    Args:
+        submission: the CSV to check.
+        expected: names of the clips that it must hold, each once; None: its names are not compared with a data set.
+
+    Returns:
+        one line for each kind of problem, with the first rows or names that have it.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+    """
+    with open(submission, encoding="utf-8", errors="surrogateescape", newline="") as file:
+        header, *rows = list(csv.reader(file)) or [[]]
+    if header != HEADER:
+        return [f"wrong header: expected {','.join(HEADER)!r}, found {','.join(header)!r}"]
+    lines = dict(enumerate(rows, start=2))  # as an editor numbers them where no name holds a line break
+    names = [row[0] for row in rows if len(row) == 2]
+    labels = {number: row[1] for number, row in lines.items() if len(row) == 2}
+    known = names if expected is None else list(expected)
+    found = {
+        "rows that do not have two fields": [f"row {number}: {row}" for number, row in lines.items() if len(row) != 2],
+        "labels that are no number in [0, 1]": [f"row {number}: {label!r}" for number, label in labels.items()
+                                                if not _is_probability(label)],
+        "duplicate rows": [name for name, count in Counter(names).items() if count > 1],
+        "missing rows": sorted(set(known) - set(names)),
+        "extra rows": sorted(set(names) - set(known)),
+    }
+    return [f"{len(places)} {kind}: {', '.join(places[:3])}{', …' if len(places) > 3 else ''}"
+            for kind, places in found.items() if places] or ([] if rows else ["no rows"])
+
+
+def _is_probability(label: str) -> bool:
+    try:
+        return 0 <= float(label) <= 1  # False for NaN
+    except ValueError:
+        return False

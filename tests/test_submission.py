@@ -3,7 +3,8 @@
 import pandas as pd
 import pytest
 
-from kaggle_utils.submission import FRAME_LADDER, Journal, TimeGuard, score_clips
+from kaggle_utils.__main__ import main
+from kaggle_utils.submission import FRAME_LADDER, Journal, TimeGuard, problems_of, score_clips
 
 
 @pytest.fixture
@@ -103,3 +104,51 @@ def test_no_budget_keeps_all_frames():
 def test_what_the_budget_leaves_out_keeps_the_prior(clips, tmp_path):
     table = score_clips(clips, stub, tmp_path / "out.csv", unscored, "x", hours=-1, progress=False)
     assert (table["label"] == 0.3).all()
+
+
+# --- the check ------------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize(("content", "found"), [
+    ("filename,label\na.mp4,0.5\nb.mp4,1\n", []),
+    ('filename,label\r\nb.mp4,0\r\n"a.mp4",1e-3\r\n', []),
+    ("", ["wrong header: expected 'filename,label', found ''"]),
+    ("\ufefffilename,label\na.mp4,0.5\nb.mp4,1\n", ["wrong header: expected 'filename,label', found '\\ufefffilename,label'"]),
+    ("a.mp4,0.5\nb.mp4,0.5\n", ["wrong header: expected 'filename,label', found 'a.mp4,0.5'"]),
+    (",filename,label\n0,a.mp4,0.5\n", ["wrong header: expected 'filename,label', found ',filename,label'"]),
+    ("filename,label\n", ["2 missing rows: a.mp4, b.mp4"]),
+    ("filename,label\na.mp4,0.5\n", ["1 missing rows: b.mp4"]),
+    ("filename,label\na.mp4,0.5\nb.mp4,0.5\nc.mp4,0.5\n", ["1 extra rows: c.mp4"]),
+    ("filename,label\na.mp4,0.5\nb.mp4,0.5\na.mp4,0.6\n", ["1 duplicate rows: a.mp4"]),
+    ("filename,label\na.mp4,1.01\nb.mp4,-0.1\n", ["2 labels that are no number in [0, 1]: row 2: '1.01', row 3: '-0.1'"]),
+    ("filename,label\na.mp4,NaN\nb.mp4,\n", ["2 labels that are no number in [0, 1]: row 2: 'NaN', row 3: ''"]),
+    ("filename,label\na.mp4,inf\nb.mp4,FAKE\n", ["2 labels that are no number in [0, 1]: row 2: 'inf', row 3: 'FAKE'"]),
+    ("filename,label\na.mp4,0.5,1\n\nb.mp4,1\n",
+     ["2 rows that do not have two fields: row 2: ['a.mp4', '0.5', '1'], row 3: []", "1 missing rows: a.mp4"]),
+])
+def test_the_check_finds_what_kaggle_would_refuse(tmp_path, content, found):
+    (tmp_path / "s.csv").write_bytes(content.encode())
+    assert problems_of(tmp_path / "s.csv", ["a.mp4", "b.mp4"]) == found
+
+
+def test_without_a_data_set_names_are_not_compared(tmp_path):
+    (tmp_path / "s.csv").write_text("filename,label\nanything,0.5\n")
+    assert problems_of(tmp_path / "s.csv") == []
+    (tmp_path / "s.csv").write_text("filename,label\n")
+    assert problems_of(tmp_path / "s.csv") == ["no rows"]
+
+
+def test_what_was_written_passes_the_check(clips, tmp_path, capsys, miniature):
+    score_clips(clips, stub, tmp_path / "out.csv", unscored, "x", progress=False)
+    assert problems_of(tmp_path / "out.csv", clips["filename"]) == []
+    assert main(["check", str(tmp_path / "out.csv")]) == 0
+    assert capsys.readouterr().out == f"{tmp_path / 'out.csv'}: valid, its names not compared with a data set (--data)\n"
+    assert main(["check", str(miniature / "sample_submission.csv"), "--data", str(miniature)]) == 0
+    assert capsys.readouterr().out == f"{miniature / 'sample_submission.csv'}: valid, one row for each clip of {miniature}\n"
+
+
+def test_the_check_fails_by_its_exit_code(clips, tmp_path, capsys, miniature):
+    score_clips(clips, stub, tmp_path / "out.csv", unscored, "x", progress=False)
+    assert main(["check", str(tmp_path / "out.csv"), "--data", str(miniature)]) == 1
+    message = capsys.readouterr().err
+    assert message.startswith("error:") and "8 missing rows" in message and "4 extra rows: a.mp4, b,c.mp4" in message
+    assert main(["check", str(tmp_path / "none.csv")]) == 1
+    assert "none.csv" in capsys.readouterr().err
