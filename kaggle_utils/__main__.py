@@ -1,4 +1,4 @@
-"""The command line: ``python -m kaggle_utils {miniature,predict,check,train,evaluate,push,owner} --help``."""
+"""The command line: ``python -m kaggle_utils {miniature,extract,predict,check,train,evaluate,push,owner} --help``."""
 
 import argparse
 import sys
@@ -30,6 +30,16 @@ def _parser() -> argparse.ArgumentParser:
     miniature.add_argument("folder", type=Path, nargs="?", help="where to (default: work/miniature)")
     miniature.add_argument("--seed", type=int, default=0)
     miniature.set_defaults(run=make_miniature)
+
+    extract = commands.add_parser("extract", help="cache the crops and the voice of every clip of a folder")
+    extract.add_argument("folder", type=Path, help="a folder of clips or a DFDC root")
+    extract.add_argument("--cache", type=Path, help="where the files go, one for each clip (default: work/extracts)")
+    extract.add_argument("--jobs", type=int, default=1, help="processes on this machine; -1: one for each processor")
+    extract.add_argument("--backend", choices=["loky", "dask", "ray"], default="loky", help="dask, ray: a cluster that sees "
+                         "both folders")
+    extract.add_argument("--scheduler", help="address of the cluster's scheduler, such as tcp://10.0.0.5:8786")
+    extract.add_argument("--frames", type=int, default=10, help="frames read of each clip (default 10)")
+    extract.set_defaults(run=run_extract)
 
     predict = commands.add_parser("predict", help="score one clip, or every clip of a folder")
     predict.add_argument("source", type=Path, nargs="?", help="a clip, a folder of clips or a DFDC root "
@@ -85,6 +95,15 @@ def make_miniature(options: argparse.Namespace) -> None:
     from .miniature import make_miniature
 
     print(make_miniature(options.folder or platform.working_folder() / "miniature", seed=options.seed))
+
+
+def run_extract(options: argparse.Namespace) -> None:
+    """Fill a cache with the crops and the voice of every clip and say how many were made."""
+    from .extraction import extract_folder
+
+    cache = options.cache or platform.working_folder() / "extracts"
+    table = extract_folder(options.folder, cache, options.jobs, options.backend, options.scheduler, options.frames)
+    print(f"{len(table)} clips, {table['made'].sum()} made now: {cache}")
 
 
 def run_predict(options: argparse.Namespace) -> None:

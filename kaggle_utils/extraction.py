@@ -1,0 +1,190 @@
+"""A clip to what the networks take, the crops of each person and the voice; whole folders of clips to a cache.
+
+The cache holds one compressed file for each clip. A run that was stopped goes on with the clips that are left, and joblib
+spreads the clips over the processors of one machine or, through its ``dask`` and ``ray`` backends, over a cluster whose
+machines see the same folders.
+"""
+
+import json
+import os
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+import joblib
+import numpy as np
+import pandas as pd
+from tqdm.auto import tqdm
+
+from . import faces, video, voice
+from .dataset import clips_to_score
+
+FRAMES = 10  # frames read from a clip
+BACKENDS = ("loky", "dask", "ray")
+DECIMALS = 2  # of boxes in a cached file, in pixels: the last bits depend on how many threads MTCNN had
+
+
+@dataclass(eq=False)
+class Extract:
+    """What is kept of one clip.
+
+    ``people``: the crops of each person, the main one first; without a face, one list of fallback crops; empty where the
+    picture cannot be read. ``times_s`` float64 (frames,): when each frame was. ``samples`` float32 (T,) in [-1, 1] at
+    ``sample_rate`` Hz, None without a sound track. ``warnings``: what could not be read, each naming the file.
+    """
+
+    people: list[faces.FaceCrops]
+    times_s: np.ndarray
+    samples: np.ndarray | None
+    sample_rate: int
+    warnings: list[str]
+
+
+def extract(path: str | Path, finder: faces.FaceFinder, frames: int = FRAMES, sample_rate: int = voice.SAMPLE_RATE) -> Extract:
+    """Read a clip once: its frames, the faces in them and, at the same time, its sound.
+
+    Args:
+        path: a video file; what cannot be read becomes a warning.
+        frames: how many, evenly spread. sample_rate: of the voice, in Hz.
+    """
+    path = Path(path)
+    with ThreadPoolExecutor(max_workers=1) as beside:
+        sound = beside.submit(_hear, path, sample_rate)
+        clip, warnings = _look(path, frames)
+        people = faces.extract_faces(clip.images, finder) if clip else []
+        samples, heard = sound.result()
+    return Extract(people, clip.times_s if clip else np.zeros(0), samples, sample_rate, warnings + heard)
+
+
+def _look(path: Path, frames: int) -> tuple[video.Frames | None, list[str]]:
+    """The frames of a clip, or None, and warnings."""
+    try:
+        clip = video.read_frames(path, frames)
+    except video.UnreadableClip as error:
+        return None, [f"{error}; the picture was not analysed"]
+    return clip, clip.warnings
+
+
+def _hear(path: Path, sample_rate: int) -> tuple[np.ndarray | None, list[str]]:
+    """The voice of a clip, or None, and warnings."""
+    try:
+        samples = voice.read_voice(path, sample_rate)
+    except video.UnreadableClip as error:
+        return None, [f"{error}; the voice was not analysed"]
+    return samples, [] if samples is not None else [f"{path.name}: no sound track, the voice was not analysed"]
+
+
+# --- one file for each clip -----------------------------------------------------------------------------------------
+def save_extract(path: str | Path, extracted: Extract, key: str = "") -> None:
+    """Write an extract as a compressed ``.npz`` under a temporary name, then rename it: a file is whole or not there.
+
+    The same extract gives the same bytes. ``key`` says what it was made of.
+    """
+    path, people = Path(path), extracted.people
+    arrays = {f"{name}_{number}": value for number, person in enumerate(people) for name, value in {
+        "images": person.images, "boxes": person.boxes.round(DECIMALS).astype(np.float32),
+        "sources": np.array(person.sources), "frames": person.frame_indices, "track": person.track}.items()}
+    if extracted.samples is not None:
+        arrays["samples"] = np.rint(extracted.samples * 32768).astype(np.int16)
+    about = {"key": key, "people": len(people), "sample_rate": extracted.sample_rate, "warnings": extracted.warnings}
+    partial_path = path.with_name(f"{path.name}.{os.getpid()}.partial")
+    with open(partial_path, "wb") as file:
+        np.savez_compressed(file, about=json.dumps(about), times_s=extracted.times_s, **arrays)
+    partial_path.replace(path)
+
+
+def load_extract(path: str | Path) -> Extract:
+    """Read what :func:`save_extract` wrote; boxes to a hundredth of a pixel, all else as it was."""
+    with np.load(path, allow_pickle=False) as file:
+        about = json.loads(str(file["about"]))
+        people = [faces.FaceCrops(file[f"images_{n}"], file[f"boxes_{n}"].astype(float), file[f"sources_{n}"].tolist(),
+                                  file[f"frames_{n}"], int(file[f"track_{n}"])) for n in range(about["people"])]
+        samples = file["samples"] / np.float32(32768) if "samples" in file else None
+        return Extract(people, file["times_s"], samples, about["sample_rate"], about["warnings"])
+
+
+def _is_made(path: Path, key: str) -> bool:
+    """Whether a cached file is there and was made of what ``key`` says."""
+    if not path.is_file():
+        return False
+    with np.load(path, allow_pickle=False) as file:
+        return json.loads(str(file["about"]))["key"] == key
+
+
+# --- folders --------------------------------------------------------------------------------------------------------
+def extract_folder(folder: str | Path, cache_folder: str | Path, jobs: int = 1, backend: str = "loky",
+                   scheduler: str | None = None, frames: int = FRAMES, progress: bool = True) -> pd.DataFrame:
+    """Fill ``cache_folder`` with one ``NAME.npz`` for each clip of a folder.
+
+    A clip whose file is there already is left alone, unless the clip has changed since or another number of frames was read.
+
+    Args:
+        folder: as :func:`kaggle_utils.dataset.clips_to_score` takes it.
+        jobs: so many processes; -1: as many as there are processors. On a cluster its workers count instead.
+        backend: ``loky`` for processes on this machine, ``dask`` or ``ray`` for a cluster; all its machines see both folders
+            under these paths and have this package.
+        scheduler: address of the cluster's scheduler, such as ``tcp://10.0.0.5:8786``; None: one on this machine.
+        progress: show clips a second and the time left.
+
+    Returns:
+        One row for each clip: ``filename``, ``path``, ``cache`` and ``made``, False where an earlier run had made it.
+
+    Raises:
+        ValueError: an unknown backend. FileNotFoundError: no clips.
+    """
+    cache_folder = Path(cache_folder).resolve()
+    cache_folder.mkdir(parents=True, exist_ok=True)
+    clips = clips_to_score(Path(folder).resolve())
+    clips = clips[[path is not None for path in clips["path"]]].drop(columns="label")
+    clips["cache"] = [cache_folder / f"{name}.npz" for name in clips["filename"]]
+    keys = {row.path: _key(row.path, frames) for row in clips.itertuples()}
+    clips["made"] = [not _is_made(row.cache, keys[row.path]) for row in clips.itertuples()]
+    waiting = clips[clips["made"]]
+    with _spread(backend, scheduler):
+        work = joblib.Parallel(jobs, return_as="generator_unordered", batch_size=1)
+        done = work(joblib.delayed(_extract_to_file)(row.path, row.cache, keys[row.path], frames) for row in waiting.itertuples())
+        for _ in tqdm(done, total=len(waiting), desc="clips", unit="clip", disable=not progress):
+            pass
+    return clips
+
+
+def _key(path: Path, frames: int) -> str:
+    """What a cached file was made of: size in bytes and time of the last change of the clip, and the settings."""
+    found = path.stat() if path.exists() else None
+    return f"{found.st_size} {found.st_mtime_ns} {frames}" if found else f"missing {frames}"
+
+
+def _extract_to_file(path: Path, target: Path, key: str, frames: int) -> None:
+    save_extract(target, extract(path, _finder(), frames), key)
+
+
+@cache
+def _finder() -> faces.FaceFinder:
+    """One for each process, so that its networks load once."""
+    return faces.FaceFinder()
+
+
+@contextmanager
+def _spread(backend: str, scheduler: str | None) -> Iterator[None]:
+    """Let joblib run on ``backend``; a client of the scheduler lives as long as the block."""
+    if backend not in BACKENDS:
+        raise ValueError(f"backend: expected one of {', '.join(BACKENDS)}, found {backend!r}")
+    if backend == "dask":
+        from distributed import Client
+
+        with Client(scheduler), joblib.parallel_config("dask"):
+            yield
+    elif backend == "ray":
+        import ray
+        from ray.util.joblib import register_ray
+
+        ray.init(scheduler, ignore_reinit_error=True)
+        register_ray()
+        with joblib.parallel_config("ray"):
+            yield
+    else:
+        with joblib.parallel_config("loky"):
+            yield
