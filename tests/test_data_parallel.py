@@ -33,27 +33,30 @@ def weights(most):
 
 with training.data_parallel(9) as uneven:
     pass
-run = face_training.train_face(replace(TINY, epochs=2, augment=None, self_blended=0.0), drawn_faces(), sys.argv[1], workers=1)
-print(json.dumps({"alone": weights(1), "both": weights(None), "uneven": uneven,
-                  "losses": run.history["loss"].tolist(), "scores": run.scores["logit"].tolist()}))
+losses = []
+if sys.argv[2:]:
+    tiny = replace(TINY, epochs=2, augment=None, self_blended=0.0)
+    losses = face_training.train_face(tiny, drawn_faces(), sys.argv[1], workers=1).history["val_loss"].tolist()
+print(json.dumps({"alone": weights(1), "both": weights(None), "uneven": uneven, "losses": losses}))
 """
 
 
-def train(backend: str, folder: Path) -> dict:
+def train(backend: str, *arguments: str) -> dict:
     environment = {**os.environ, "KERAS_BACKEND": backend, "XLA_FLAGS": "--xla_force_host_platform_device_count=2",
                    "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests")])}
-    run = subprocess.run([sys.executable, "-c", TRAIN, str(folder)], capture_output=True, text=True, env=environment)
+    run = subprocess.run([sys.executable, "-c", TRAIN, *arguments], capture_output=True, text=True, env=environment)
     assert run.returncode == 0, run.stderr[-2000:]
     return json.loads(run.stdout.splitlines()[-1])
 
 
-@pytest.mark.parametrize("backend", ["jax", "tensorflow"])
-def test_two_devices_train_as_one(backend, tmp_path):
+@pytest.mark.parametrize(("backend", "whole"), [("jax", True), ("tensorflow", "DEEPFAKE_LONG" in os.environ)])
+def test_two_devices_train_as_one(backend, whole, tmp_path):
+    """A small model to the last digit; and ``train_face`` through, on TensorFlow only in ``make test-cluster``."""
     pytest.importorskip(backend)
-    found = train(backend, tmp_path)
+    found = train(backend, str(tmp_path), *(["whole"] if whole else []))
     (one, alone), (two, both) = found["alone"], found["both"]
     assert (one, two, found["uneven"]) == (1, 2, 1)
     for a, b in zip(alone, both, strict=True):
         np.testing.assert_allclose(a, b, atol=1e-5)
-    assert np.isfinite(found["losses"]).all() and np.isfinite(found["scores"]).all()
-    assert len(found["losses"]) == 2 and (tmp_path / "tiny.keras").is_file()
+    if whole:
+        assert len(found["losses"]) == 2 and np.isfinite(found["losses"]).all() and (tmp_path / "tiny.keras").is_file()
