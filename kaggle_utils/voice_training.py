@@ -318,7 +318,7 @@ class VoiceSettings:
         network, network_options: a function of ``networks`` and its arguments; gets a dense 1 as its head.
         epochs, steps: an epoch is ``steps`` batches. batch_size: even, half of it spoofed.
         weights: share of each family of generators among the spoofed voices; 1 where not named, 0 leaves it out.
-        start: ``NAME.weights.npz`` of a run with the same network, whatever its window, to go on from; None: from scratch.
+        start: ``NAME.keras`` of a run with the same network, whatever its window, to go on from; None: from scratch.
         augment: arguments of :class:`ChannelAugment`; None: no channel effects.
         recoded: share of the voices that are heard through a codec, where there are copies.
         shortened: share of the voices that are cut to half a window or more, and repeated.
@@ -548,7 +548,7 @@ def train_voice(settings: VoiceSettings, voices: Voices, folder: str | Path, min
     Args:
         settings: of the run.
         voices: canonical, at ``settings.rate``.
-        folder: gets ``NAME.weights.npz`` (float16), ``NAME.history.csv``, ``NAME.scores.csv``, ``NAME.json``.
+        folder: gets ``NAME.keras`` (float16), ``NAME.history.csv``, ``NAME.scores.csv``, ``NAME.json``.
         minutes: limit on the wall clock; fewer epochs are planned when they would not fit.
         workers: threads that gather batches.
     """
@@ -560,7 +560,7 @@ def train_voice(settings: VoiceSettings, voices: Voices, folder: str | Path, min
     keras.utils.set_random_seed(settings.seed)
     network, scorer = build_voice_network(settings, policy), build_voice_network(settings)
     if settings.start is not None:
-        network.set_weights(load_run(settings.start, settings).get_weights())
+        network.set_weights(networks.load_network(settings.start).get_weights())
     batches = VoiceBatches(voices, voices.rows("train"), settings, workers)
     trainer, planned = make_trainer(network, settings)
     watched = voices.rows("validation")
@@ -575,7 +575,7 @@ def train_voice(settings: VoiceSettings, voices: Voices, folder: str | Path, min
 
     deadline = began + 60 * minutes if minutes is not None else None
     plan = PlanEpochs(batches, planned, settings.epochs, deadline, validate)
-    trainer.fit(batches, epochs=settings.epochs, callbacks=[plan], verbose=0)
+    trainer.fit(batches, epochs=settings.epochs, callbacks=[plan], shuffle=False, verbose=0)
     scorer.set_weights(network.get_weights())  # fit has put the average in place
     scores = score_voices(scorer, voices, unheard(voices, settings), settings.length)
     run = VoiceRun(settings, scorer, pd.DataFrame(plan.history), scores)
@@ -604,10 +604,8 @@ def by_generator(scores: pd.DataFrame) -> pd.DataFrame:
 
 
 def save_run(run: VoiceRun, folder: Path, extra: dict) -> None:
-    """Write weights (float16), history, scores, settings and figures of a run."""
+    """Write history, scores, settings and figures of a run, last the network (float16)."""
     name = run.settings.name
-    np.savez(folder / f"{name}.weights.npz",
-             **{f"w{i}": weight.astype(np.float16) for i, weight in enumerate(run.network.get_weights())})
     run.history.to_csv(folder / f"{name}.history.csv", index=False)
     run.scores.to_csv(folder / f"{name}.scores.csv", index=False, float_format="%.5f")
     figures = {split: by_generator(scores).round(4).to_dict("index") for split, scores in run.scores.groupby("split")
@@ -615,10 +613,13 @@ def save_run(run: VoiceRun, folder: Path, extra: dict) -> None:
     summary = {"settings": asdict(run.settings), "epochs": len(run.history), "keras": keras.__version__,
                "backend": keras.backend.backend(), **extra, **figures}
     (folder / f"{name}.json").write_text(json.dumps(summary, indent=1), encoding="utf-8")
+    networks.save_network(run.network, folder / f"{name}.keras")
 
 
 def load_run(path: str | Path, settings: VoiceSettings) -> keras.Model:
-    """The float32 network of a saved ``NAME.weights.npz``."""
+    """The float32 network of a run: ``NAME.keras``, or the bare weights that earlier runs left in ``NAME.weights.npz``."""
+    if Path(path).suffix == ".keras":
+        return networks.load_network(path)
     network = build_voice_network(settings)
     with np.load(path, allow_pickle=False) as file:
         network.set_weights([file[f"w{i}"].astype(np.float32) for i in range(len(file.files))])
@@ -627,9 +628,11 @@ def load_run(path: str | Path, settings: VoiceSettings) -> keras.Model:
 
 # --- named runs -----------------------------------------------------------------------------------------------------
 CLASSICAL = ("griffin_lim", "linear_prediction", "phase_vocoder", "world")
-NEURAL = ("hifigan", "melgan", "vocos", "diffusion", "flow")  # trained here
+NEURAL = ("hifigan", "melgan", "vocos", "diffusion")  # trained here
+UNHEARD = ("flow", "kokoro")  # the one trained here, the other a text-to-speech system: no run trains on them
 DEMOS = ("fastspeech2", "diffgan_tts", "portaspeech", "transformer_tts", "stylespeech", "wavegrad2")  # of voice/neural
-SHARES = {**dict.fromkeys(NEURAL, 1.0), **dict.fromkeys(DEMOS, 0.6), **dict.fromkeys(CLASSICAL, 0.1), "world": 0.0}
+SHARES = {**dict.fromkeys(NEURAL, 1.0), **dict.fromkeys(DEMOS, 0.6), **dict.fromkeys(CLASSICAL, 0.1),
+          **dict.fromkeys(UNHEARD, 0.0), "world": 0.0}
 SHIPPED = VoiceSettings(name="lfcc", network_options={"kinds": ("lfcc",)}, epochs=40, weights=SHARES, augment={"band": 0.45},
                         recoded=0.5)
 ROOMS = replace(
@@ -641,8 +644,10 @@ NARROW = replace(  # learns in minutes on two CPU cores, so that each family can
     ROOMS, name="narrow", start=None, network_options={"kinds": ("lfcc",), "samples": 32000, "width": 12}, batch_size=32,
     steps=60, epochs=8, learning_rate=2e-3, augment={"band": 0.45, "room": 0.2},
 )
-LEFT_OUT = {  # families that no run of that name hears
-    "demos": DEMOS, "vocos": ("vocos", "fastspeech2"), "melgan": ("melgan", "stylespeech"), "classical": CLASSICAL,
+MORE = replace(SHIPPED, name="lfcc_more", augment={"band": 0.45, "room": 0.15}, epochs=60)
+LEFT_OUT = {  # families that MORE is trained without, and the narrow network too; what shares a design goes together
+    "demos": DEMOS, "classical": CLASSICAL, "vocos": ("vocos",), "melgan": ("melgan", "stylespeech"), "hifigan": ("hifigan",),
+    "diffusion": ("diffusion", "wavegrad2"), **{name: (name,) for name in DEMOS if name != "wavegrad2"},
 }
 RUNS = {run.name: run for run in (
     SHIPPED,
@@ -655,8 +660,10 @@ RUNS = {run.name: run for run in (
     replace(NARROW, name="lfcc_without_systems", network_options={"kinds": ("lfcc",), "samples": 32000}, steps=100, epochs=6,
             learning_rate=1e-3, average=0.98, augment={"band": 0.3},
             weights=NARROW.weights | dict.fromkeys(("fastspeech2", "transformer_tts", "wavegrad2"), 0.0)),
-    *(replace(NARROW, name=f"narrow_without_{name}", weights=NARROW.weights | dict.fromkeys(families, 0.0))
-      for name, families in LEFT_OUT.items()),
+    MORE,
+    replace(MORE, name="lfcc_more_1", seed=1),
+    *(replace(run, name=f"{prefix}without_{name}", epochs=epochs, weights=run.weights | dict.fromkeys(families, 0.0))
+      for prefix, run, epochs in (("", MORE, 25), ("narrow_", NARROW, NARROW.epochs)) for name, families in LEFT_OUT.items()),
 )}
 
 
@@ -695,7 +702,7 @@ def run_voice(name: str, data: str | Path, output: str | Path, minutes: float | 
         raise ValueError(f"expected one of {', '.join(RUNS)}, found {name!r}")
     settings, cache = RUNS[name], Path(cache or Path(output) / "voices.npz")
     if settings.start is not None:
-        settings = replace(settings, start=str(Path(output) / f"{settings.start}.weights.npz"))
+        settings = replace(settings, start=str(Path(output) / f"{settings.start}.keras"))
     if not cache.is_file():
         cache.parent.mkdir(parents=True, exist_ok=True)
         prompts = prompts if Path(prompts).is_dir() else None
