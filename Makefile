@@ -1,6 +1,7 @@
 # make run    a fresh machine to submission.csv and pictures, for the miniature or for DATA=folder
 # make test   every unit test and every notebook, on the miniature; on real clips too where DEEPFAKE_DATA names them
 #             with VENV=.venv-oldest RESOLUTION=lowest-direct on the oldest packages allowed, those of Kaggle's image
+# make checksums  write models/SHA256SUMS anew, after weights or detector.json were replaced
 # make clean  remove what these made
 
 PYTHON ?= python3
@@ -11,7 +12,7 @@ RESOLUTION ?= highest
 
 export TF_CPP_MIN_LOG_LEVEL ?= 3
 
-.PHONY: run test lint clean
+.PHONY: run test lint checksums clean
 
 run: $(VENV)/.ready
 	$(PY) -m kaggle_utils predict $(DATA)
@@ -21,6 +22,9 @@ test: $(VENV)/.ready lint
 
 lint: $(VENV)/.ready
 	$(VENV)/bin/ruff check conftest.py docs kaggle_utils tests notebooks
+
+checksums:
+	for folder in models models/reference; do (cd $$folder && sha256sum *.keras detector.json > SHA256SUMS); done
 
 # uv installs the same packages as pip, several times faster; where it cannot be had, pip does it.
 # opencv-python needs the system's libGL: without it, the same version without windows takes its place.

@@ -23,6 +23,7 @@ from .submission import score_clips
 BATCH = 10  # rows of every network call: fixed, so that a clip's score does not depend on its neighbours
 FRAMES = 10  # frames read from a clip
 SETTINGS = "detector.json"
+SUMS = "SHA256SUMS"
 
 
 @dataclass(frozen=True)
@@ -93,14 +94,15 @@ class Detector:
 
         Raises:
             FileNotFoundError: a file is missing from ``folder``.
+            ValueError: a file is not the one that the folder's ``SHA256SUMS`` names.
         """
         folder = Path(folder) if folder else models_folder()
+        digests = checked_digests(folder)
         settings = json.loads((folder / SETTINGS).read_text())
         settings["fusion"] = join or settings["fusion"]
         face, hears = (networks.load_network(folder / f"{name}.keras") for name in ("face", "voice"))
         calibration = fusion.Calibration(settings["calibration"], settings["range"], settings.get("pooling", "mean"))
-        files = sorted([*folder.glob("*.keras"), folder / SETTINGS])
-        fingerprint = hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()[:16]
+        fingerprint = hashlib.sha256("".join(digests.values()).encode()).hexdigest()[:16]
         fuse = fusion.load(folder, settings, calibration)
         return cls(face, hears, fuse, calibration, settings["flip"], prior, fingerprint)
 
@@ -299,6 +301,27 @@ class Detector:
 
     def _probability(self, logit, kind: str):
         return self.calibration.probability(logit, kind, self.prior)
+
+
+def checked_digests(folder: Path) -> dict[str, str]:
+    """SHA-256 of each file of weights and of the settings in ``folder``, by name, in hexadecimal digits.
+
+    They are compared with ``SHA256SUMS``, the list that ``make checksums`` writes, where the folder holds one.
+
+    Raises:
+        ValueError: a file differs from the list or is not on it.
+    """
+    digests = {}
+    for path in sorted([*folder.glob("*.keras"), folder / SETTINGS]):
+        with open(path, "rb") as file:
+            digests[path.name] = hashlib.file_digest(file, "sha256").hexdigest()
+    if (sums := folder / SUMS).is_file():
+        listed = {name: digest for digest, name in map(str.split, sums.read_text().splitlines())}
+        for name, digest in digests.items():
+            if listed.get(name) != digest:
+                raise ValueError(f"{folder / name}: expected SHA-256 {listed.get(name)} by {sums}, found {digest}; "
+                                 "if you replaced it yourself, run make checksums")
+    return digests
 
 
 def _save_strip(path: Path, verdict: Verdict, people: list[faces.FaceCrops]) -> None:

@@ -401,7 +401,7 @@ def load_inception_weights(model: keras.Model, path: Path | str) -> None:
     and batch_normalization_1 to _94, in the order in which Keras makes the layers. The moving variances are
     kept above 1e-4: quantisation may have taken them to zero. Raises ValueError when the layers differ.
     """
-    with np.load(path) as file:
+    with np.load(path, allow_pickle=False) as file:
         arrays = dict(file)
     stored = {key: arrays[key] * arrays[f"{key}:scale"] + arrays[f"{key}:min"] for key in arrays if ":" not in key}
     for kind, prefix in ((layers.Conv2D, "conv2d"), (layers.BatchNormalization, "batch_normalization")):

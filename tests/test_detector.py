@@ -1,11 +1,13 @@
 """The whole chain on the miniature, on broken files and, where they are at hand, on real clips."""
 
+import hashlib
 import json
 import math
 import os
 import re
 import shutil
 import subprocess
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -14,6 +16,7 @@ from imageio_ffmpeg import get_ffmpeg_exe
 
 from kaggle_utils import Detector, Verdict, dataset, faces, fusion, video
 from kaggle_utils.__main__ import draw, summary
+from kaggle_utils.detector import checked_digests
 from kaggle_utils.miniature import clip_facts
 
 
@@ -165,6 +168,38 @@ def test_the_study_s_networks_can_be_chosen(clips):
 
     verdict = Detector.load(models_folder() / "reference").predict(clips["path"].iloc[0])
     assert 0 <= verdict.probability <= 1
+
+
+@pytest.fixture
+def weights(tmp_path):
+    """A copy of the study's weights with their list of hashes."""
+    from kaggle_utils.platform import models_folder
+
+    return Path(shutil.copytree(models_folder() / "reference", tmp_path / "weights"))
+
+
+def test_listed_weights_load_and_others_are_refused_before_they_are_opened(weights):
+    expected = dict(reversed(line.split()) for line in (weights / "SHA256SUMS").read_text().splitlines())
+    assert checked_digests(weights) == expected and len(expected) == 4
+    with (weights / "voice.keras").open("ab") as file:
+        file.write(b"\0")
+    with pytest.raises(ValueError, match=r"voice\.keras: expected SHA-256 \w{64} by .*SHA256SUMS, found .*make checksums"):
+        Detector.load(weights)
+    (weights / "voice.keras").rename(weights / "other.keras")
+    with pytest.raises(ValueError, match=r"other\.keras: expected SHA-256 None"):
+        Detector.load(weights)
+
+
+def test_changed_settings_are_refused(weights):
+    (weights / "detector.json").write_text((weights / "detector.json").read_text().replace("0.99", "0.98"))
+    with pytest.raises(ValueError, match=r"detector\.json: expected SHA-256"):
+        Detector.load(weights)
+
+
+def test_a_folder_without_a_list_is_not_checked(weights):
+    (weights / "SHA256SUMS").unlink()
+    (weights / "detector.json").write_text((weights / "detector.json").read_text() + "\n")
+    assert checked_digests(weights)["detector.json"] == hashlib.sha256((weights / "detector.json").read_bytes()).hexdigest()
 
 
 def test_real_and_fake_are_the_right_way_round(detector, real_clips):

@@ -348,6 +348,28 @@ def test_what_is_no_network_is_refused(tmp_path):
         networks.load_network(tmp_path / "none.keras")
 
 
+def test_a_lambda_in_a_file_is_refused(tmp_path):
+    model = keras.Sequential([keras.Input((1,)), keras.layers.Lambda(lambda x: x)])
+    model.save(tmp_path / "lambda.keras")
+    with pytest.raises(ValueError, match="Lambda|lambda"):
+        networks.load_network(tmp_path / "lambda.keras")
+
+
+def test_a_function_of_another_module_in_a_file_is_not_called(tmp_path):
+    network = keras.Sequential([keras.Input((1,)), keras.layers.Dense(1, activation="relu")])
+    networks.save_network(network, tmp_path / "plain.keras")
+    ran = tmp_path / "ran"
+    call = {"class_name": "function", "config": "system", "module": "os", "registered_name": "system"}
+    with zipfile.ZipFile(tmp_path / "plain.keras") as plain, zipfile.ZipFile(tmp_path / "evil.keras", "w") as evil:
+        config = json.loads(plain.read("config.json"))
+        config["config"]["layers"].append({"module": "keras.layers", "class_name": "Activation", "registered_name": None,
+                                           "config": {"name": f"touch {ran}", "activation": call}})
+        evil.writestr("config.json", json.dumps(config))
+    with pytest.raises((TypeError, ValueError), match="system"):
+        networks.load_network(tmp_path / "evil.keras")
+    assert not ran.exists()
+
+
 def test_import_needs_no_heavy_package():
     code = (
         "import sys; sys.modules['tensorflow'] = None; "  # keras itself must not need it either
