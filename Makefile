@@ -1,6 +1,7 @@
 # make run    a fresh machine to submission.csv and pictures, for the miniature or for DATA=folder
 # make test   every unit test and every notebook, on the miniature; on real clips too where DEEPFAKE_DATA names them
-#             with VENV=.venv-oldest RESOLUTION=lowest-direct on the oldest packages allowed, those of Kaggle's image
+# make test-mounts  every notebook as Kaggle runs it: from each of its mount layouts, without the internet
+# make test-kaggle  make test on the oldest packages allowed, those of Kaggle's image, in an environment of its own
 # make checksums  write models/SHA256SUMS anew, after weights or detector.json were replaced
 # make clean  remove what these made
 
@@ -12,13 +13,19 @@ RESOLUTION ?= highest
 
 export TF_CPP_MIN_LOG_LEVEL ?= 3
 
-.PHONY: run test lint checksums clean
+.PHONY: run test test-mounts test-kaggle lint checksums clean
 
 run: $(VENV)/.ready
 	$(PY) -m kaggle_utils predict $(DATA)
 
 test: $(VENV)/.ready lint
 	$(PY) -m pytest -q --durations=15 tests notebooks --nbval-lax --nbval-current-env --nbval-cell-timeout=300
+
+test-mounts: $(VENV)/.ready
+	DEEPFAKE_MOUNTS=all $(PY) -m pytest -q --durations=15 tests/test_mounts.py tests/test_platform.py
+
+test-kaggle:
+	$(MAKE) test VENV=.venv-kaggle RESOLUTION=lowest-direct
 
 lint: $(VENV)/.ready
 	$(VENV)/bin/ruff check conftest.py docs kaggle_utils tests notebooks
@@ -41,4 +48,4 @@ $(VENV)/.ready: requirements.txt
 	@touch $@
 
 clean:
-	rm -rf $(VENV) work .pytest_cache .ruff_cache
+	rm -rf $(VENV) build work .pytest_cache .ruff_cache

@@ -3,6 +3,7 @@
 import os
 import sys
 import tempfile
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -48,4 +49,19 @@ def real_clips() -> Path:
     folder = research_data("dfdc_clips")
     if folder is None:
         pytest.skip("needs real clips: set DEEPFAKE_DATA to the folder that holds dfdc_clips")
+    return folder
+
+
+def small_wheels(folder: Path) -> Path:
+    """Make a folder with two small wheels named like those that Kaggle's image lacks."""
+    folder = folder / "wheels"
+    folder.mkdir(parents=True)
+    for package, version in {"mtcnn": "1.0.0", "lz4": "4.4.5"}.items():
+        about = f"{package}-{version}.dist-info"
+        with zipfile.ZipFile(folder / f"{package}-{version}-py3-none-any.whl", "w") as wheel:
+            wheel.writestr(f"{package}/__init__.py", "")
+            wheel.writestr(f"{about}/METADATA", f"Metadata-Version: 2.1\nName: {package}\nVersion: {version}\n"
+                                                "Requires-Dist: not-in-the-image\n")
+            wheel.writestr(f"{about}/WHEEL", "Wheel-Version: 1.0\nGenerator: test\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
+            wheel.writestr(f"{about}/RECORD", "")
     return folder

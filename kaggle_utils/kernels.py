@@ -33,6 +33,7 @@ NEEDS = {
 }
 ON_CPU = ("01_exploration", "03_audio_spectrograms")  # the others run on a GPU
 
+WEIGHTS = ("detector.json", "face.keras", "voice.keras")  # without which notebook 07 has nothing to say
 WHEELS = ("mtcnn>=1.0,<1.1", "lz4>=4.3")  # what Kaggle's image lacks
 PYTHONS = ("3.12", "3.13")  # Kaggle's, and the one that it will have next
 PLATFORMS = ("manylinux_2_28_x86_64", "manylinux2014_x86_64")
@@ -219,9 +220,11 @@ def stage_data(owner: str, build: Path, root: Path | None = None) -> Path:
     """Lay out the data set in ``build/data``: its metadata, and ``project/``, which goes up as one archive.
 
     Raises:
-        KaggleError: pip could not fetch a wheel.
+        FileNotFoundError: a file of weights is missing. KaggleError: pip could not fetch a wheel.
     """
     root, folder = root or project_root(), empty(build / "data")
+    if missing := [name for name in WEIGHTS if not (root / "models" / name).is_file()]:
+        raise FileNotFoundError(f"{root / 'models'}: expected {', '.join(missing)}")
     metadata = {"id": f"{owner}/{DATA_SLUG}", "title": DATA_TITLE, "licenses": [{"name": "other"}],
                 "subtitle": "Code, weights and wheels for deepfake detection"}
     write_json(folder / "dataset-metadata.json", metadata)

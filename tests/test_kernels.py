@@ -17,7 +17,7 @@ from pathlib import Path
 
 import pytest
 
-from conftest import ROOT
+from conftest import ROOT, small_wheels
 from kaggle_utils import kernels, platform
 
 OWNER = "alice"
@@ -104,13 +104,15 @@ def kaggle():
 
 @pytest.fixture(scope="module")
 def clone(tmp_path_factory) -> Path:
-    """The project without its weights, which take long to pack."""
+    """The project with empty files of weights; the true ones take long to pack."""
     folder = tmp_path_factory.mktemp("clone")
     for part in ("kaggle_utils", "notebooks"):
         shutil.copytree(ROOT / part, folder / part)
     for file in ("LICENSE", "NOTICE", kernels.METADATA, "README.md", "models/detector.json"):
         (folder / file).parent.mkdir(exist_ok=True)
         shutil.copy(ROOT / file, folder / file)
+    for name in ("face.keras", "voice.keras"):
+        (folder / "models" / name).touch()
     return folder
 
 
@@ -122,7 +124,7 @@ def environment(kaggle, tmp_path) -> dict[str, str]:
     return kept | {name: server for name in ("HTTP_PROXY", "http_proxy", "HTTPS_PROXY", "https_proxy")} | {
         "NO_PROXY": "", "no_proxy": "", "HOME": str(tmp_path), "TMPDIR": str(tmp_path), "KAGGLE_CONFIG_DIR": str(tmp_path),
         "KAGGLE_USERNAME": OWNER, "KAGGLE_KEY": "right", "KAGGLE_API_ENVIRONMENT": "LOCALHOST",
-        "PIP_NO_INDEX": "1", "PIP_FIND_LINKS": str(wheels(tmp_path))}
+        "PIP_NO_INDEX": "1", "PIP_FIND_LINKS": str(small_wheels(tmp_path))}
 
 
 @pytest.fixture
@@ -138,21 +140,6 @@ def run(clone, environment):
 def push(run):
     """``python -m kaggle_utils push`` in a hurry."""
     return lambda *arguments, **changed: run("kaggle_utils", "push", *arguments, "--every", "0.1", **changed)
-
-
-def wheels(folder: Path) -> Path:
-    """A folder with two small wheels named like those that Kaggle's image lacks."""
-    folder = folder / "index"
-    folder.mkdir()
-    for name in ("mtcnn-1.0.0", "lz4-4.4.5"):
-        package, version = name.split("-")
-        about = f"{name}.dist-info"
-        with zipfile.ZipFile(folder / f"{name}-py3-none-any.whl", "w") as wheel:
-            wheel.writestr(f"{package}/__init__.py", "")
-            wheel.writestr(f"{about}/METADATA", f"Metadata-Version: 2.1\nName: {package}\nVersion: {version}\n")
-            wheel.writestr(f"{about}/WHEEL", "Wheel-Version: 1.0\nGenerator: test\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
-            wheel.writestr(f"{about}/RECORD", "")
-    return folder
 
 
 def expected(name: str, feeding: list[str]) -> dict:
@@ -187,7 +174,7 @@ def test_push_all(kaggle, push):
     with zipfile.ZipFile(io.BytesIO(archive)) as members:
         names = set(members.namelist())
         assert members.read("models/detector.json") == (ROOT / "models/detector.json").read_bytes()
-    assert {"kaggle_utils/__init__.py", "models/detector.json", "NOTICE",
+    assert {"kaggle_utils/__init__.py", "models/detector.json", "models/face.keras", "NOTICE",
             "wheels/mtcnn-1.0.0-py3-none-any.whl", "wheels/lz4-4.4.5-py3-none-any.whl"} < names
     assert not [name for name in names if "__pycache__" in name]
 
@@ -303,6 +290,12 @@ def test_upload_that_breaks_off(kaggle, environment, monkeypatch, tmp_path):
     with pytest.raises(kernels.KaggleError, match="datasets create: no answer within 4 s"):
         kernels.push_data(folder, every=0.1, seconds=4)
     assert kaggle.uploads and "CreateDataset" not in kaggle.methods()
+
+
+def test_missing_weights(tmp_path):
+    (tmp_path / "models").mkdir()
+    with pytest.raises(FileNotFoundError, match=r"expected detector.json, face.keras, voice.keras"):
+        kernels.stage_data(OWNER, tmp_path / "build", tmp_path)
 
 
 def test_missing_wheel(push, tmp_path):
