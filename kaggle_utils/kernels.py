@@ -151,7 +151,7 @@ def _check_values(metadata: dict, folder: Path) -> list[str]:
     references = [metadata["id"], *metadata["dataset_sources"], *metadata["kernel_sources"]]
     wrong = [f"{name!r}: expected owner/slug, the slug of 5 to 50 small letters, digits and hyphens"
              for name in references if not REFERENCE.fullmatch(str(name))]
-    wrong += [f"competition {name!r}: expected its slug alone" for name in metadata["competition_sources"] if "/" in name]
+    wrong += [f"competition {name!r}: expected its slug alone" for name in metadata["competition_sources"] if "/" in str(name)]
     slug = metadata["id"].split("/")[-1]
     if metadata["title"].lower().replace(" ", "-") != slug:
         wrong.append(f"title {metadata['title']!r} does not make the slug {slug!r}")
