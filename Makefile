@@ -2,6 +2,8 @@
 # make test   every unit test and every notebook, on the miniature; on real clips too where DEEPFAKE_DATA names them
 # make test-mounts  every notebook as Kaggle runs it: from each of its mount layouts, without the internet
 # make test-kaggle  make test on the oldest packages allowed, those of Kaggle's image, in an environment of its own
+# make test-cluster the long tests of extraction over processes and a dask cluster, and of training over two devices
+# make benchmark  seconds and faces: the study's procedure, ours and peers, each in an environment of its own; a chart in docs/
 # make checksums  write models/SHA256SUMS anew, after weights or detector.json were replaced
 # make clean  remove what these made
 
@@ -13,7 +15,7 @@ RESOLUTION ?= highest
 
 export TF_CPP_MIN_LOG_LEVEL ?= 3
 
-.PHONY: run test test-mounts test-kaggle lint checksums clean
+.PHONY: run test test-mounts test-kaggle test-cluster benchmark lint checksums clean
 
 run: $(VENV)/.ready
 	$(PY) -m kaggle_utils predict $(DATA)
@@ -27,8 +29,22 @@ test-mounts: $(VENV)/.ready
 test-kaggle:
 	$(MAKE) test VENV=.venv-kaggle RESOLUTION=lowest-direct
 
+test-cluster: $(VENV)/.ready
+	DEEPFAKE_LONG=1 $(PY) -m pytest -q --durations=15 tests/test_extraction.py tests/test_data_parallel.py
+
+PEERS := $(patsubst benchmarks/requirements-%.txt,work/benchmark/%/.ready,$(wildcard benchmarks/requirements-*.txt))
+
+benchmark: $(VENV)/.ready $(PEERS)
+	$(PY) benchmarks/run.py --environments work/benchmark
+	$(PY) benchmarks/growth.py
+
+work/benchmark/%/.ready: benchmarks/requirements-%.txt | $(VENV)/.ready
+	$(PY) -m venv $(@D)
+	$(PY) -m uv pip install --python $(@D)/bin/python -r $< || $(@D)/bin/python -m pip install --no-compile -r $<
+	@touch $@
+
 lint: $(VENV)/.ready
-	$(VENV)/bin/ruff check conftest.py docs kaggle_utils tests notebooks
+	$(VENV)/bin/ruff check benchmarks conftest.py docs kaggle_utils tests notebooks
 
 checksums:
 	for folder in models models/reference; do (cd $$folder && sha256sum *.keras detector.json > SHA256SUMS); done
