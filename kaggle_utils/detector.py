@@ -126,7 +126,7 @@ class Detector:
             raise ValueError(f"crops: expected uint8 RGB (N, H, W, 3), found {crops.dtype} {crops.shape}")
         if not framed:
             crops = faces.tight_from_crops(crops, self.finder)
-        logits = self._run_face(crops)["logit"][:, 0]
+        logits = self.see(crops)["logit"][:, 0]
         return self._probability(logits, "crop").astype(np.float32)
 
     def score_voice(self, samples: np.ndarray, sample_rate: int) -> float:
@@ -162,11 +162,11 @@ class Detector:
     def examine(self, path: str | Path, frames: int = FRAMES) -> tuple[Verdict, list[faces.FaceCrops]]:
         """As :meth:`predict`, with the crops of each tracked person that the verdict rests on."""
         path, warnings = Path(path), []
-        clip = self._look(path, frames, warnings)
+        clip = self.look(path, frames, warnings)
         people = faces.extract_faces(clip.images, self.finder) if clip else []
-        heard = self._hear(path, warnings)
-        seen = [self._run_face(person.images) for person in people]
-        return self._verdict(path, clip, people, seen, heard, warnings), people
+        heard = self.hear(path, warnings)
+        seen = [self.see(person.images) for person in people]
+        return self.judge(path, clip, people, seen, heard, warnings), people
 
     def predict_folder(self, folder: str | Path, output_csv: str | Path, hours: float | None = None,
                        progress: bool = True) -> pd.DataFrame:
@@ -206,7 +206,7 @@ class Detector:
         return score_clips(clips, verdict_of, output_csv, unscored, fingerprint, hours, progress)
 
     @staticmethod
-    def _look(path: Path, frames: int, warnings: list[str]) -> video.Frames | None:
+    def look(path: Path, frames: int, warnings: list[str]) -> video.Frames | None:
         """The frames of a clip, or None with a warning."""
         try:
             clip = video.read_frames(path, frames)
@@ -216,7 +216,7 @@ class Detector:
         warnings += clip.warnings
         return clip
 
-    def _hear(self, path: Path, warnings: list[str]) -> dict | None:
+    def hear(self, path: Path, warnings: list[str]) -> dict | None:
         """The voice network's outputs for a clip, or None with a warning."""
         try:
             samples = voice.read_voice(path, self.voice_rate)
@@ -231,8 +231,16 @@ class Detector:
             warnings.append(f"{path.name}: the sound track is silent, the voice was not analysed")
         return outputs
 
-    def _verdict(self, path, clip, people, seen, heard, warnings) -> Verdict:
-        """Join what was seen and heard: one curve for each person, and the most suspicious person's score."""
+    def judge(self, path: Path, clip: video.Frames | None, people: list[faces.FaceCrops], seen: list[dict], heard: dict | None,
+              warnings: list[str]) -> Verdict:
+        """Join what was seen and heard: one curve for each person, and the most suspicious person's score.
+
+        Args:
+            path, clip: the clip, and its frames as :meth:`look` returns them.
+            people, seen: the ten crops of each person, and what :meth:`see` says of them.
+            heard: what :meth:`hear` returns.
+            warnings: of the steps before; the verdict's are added to them.
+        """
         masks = [np.array([source != "fallback" for source in person.sources]) for person in people]
         logits = [fusion.pooled(outputs["logit"][:, 0], mask, self.calibration.pooling)
                   for outputs, mask in zip(seen, masks, strict=True)]
@@ -283,7 +291,7 @@ class Detector:
     def _hears_reference(self) -> bool:
         return self.voice.input_shape[1] == voice.REFERENCE_SAMPLES
 
-    def _run_face(self, crops: np.ndarray) -> dict[str, np.ndarray]:
+    def see(self, crops: np.ndarray) -> dict[str, np.ndarray]:
         """All outputs of the face network for uint8 crops (N, H, W, 3)."""
         side = self.face.input_shape[1] or crops.shape[1]  # None: the network resizes by itself
         if crops.shape[1:3] != (side, side):

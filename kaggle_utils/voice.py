@@ -164,14 +164,19 @@ def canonical(samples: np.ndarray, rate: int) -> np.ndarray:
     Returns:
         float32 (up to T,); empty when ``samples`` are silent.
     """
+    return canonical_from(samples, rate)[0]
+
+
+def canonical_from(samples: np.ndarray, rate: int) -> tuple[np.ndarray, float]:
+    """The canonical voice, and where it starts in ``samples``, in s."""
     if is_silent(samples):
-        return np.zeros(0, np.float32)
+        return np.zeros(0, np.float32), 0.0
     band = signal.butter(4, (60, 0.45 * rate), "bandpass", fs=rate, output="sos")
     filtered = signal.sosfilt(band, samples - samples.mean())
     start, stop = _voiced_span(filtered, rate)
     voiced = filtered[start:stop]
     rms = math.sqrt(np.mean(np.square(voiced)))
-    return (voiced * (SPEECH_LEVEL / max(rms, 1e-9))).astype(np.float32)
+    return (voiced * (SPEECH_LEVEL / max(rms, 1e-9))).astype(np.float32), start / rate
 
 
 def _voiced_span(samples: np.ndarray, rate: int) -> tuple[int, int]:
@@ -194,9 +199,13 @@ def windows(samples: np.ndarray, length: int = WINDOW_SAMPLES, most: int = 8) ->
     """
     if len(samples) <= length:
         return np.resize(samples, (1, length))
-    count = min(-(-len(samples) // length), most)
-    starts = np.linspace(0, len(samples) - length, count).round().astype(int)
-    return np.stack([samples[start : start + length] for start in starts])
+    return np.stack([samples[start : start + length] for start in window_starts(len(samples), length, most)])
+
+
+def window_starts(found: int, length: int = WINDOW_SAMPLES, most: int = 8) -> np.ndarray:
+    """Where :func:`windows` of a voice of ``found`` samples start, in samples: int (n,)."""
+    count = min(-(-found // length), most)
+    return np.linspace(0, max(found - length, 0), count).round().astype(int)
 
 
 def network_windows(samples: np.ndarray, sample_rate: int, reference: bool = False) -> np.ndarray | None:
