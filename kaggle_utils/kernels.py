@@ -328,7 +328,7 @@ def push_kernel(folder: Path, seconds: float) -> tuple[str, str]:
     """
     reference = read_metadata(folder)["id"]
     answer = call("kernels", "push", "-p", str(folder), seconds=seconds,
-                  expect=r"(?s)(.*)Kernel version (\d+) successfully pushed\..* (http\S+)")
+                  expect=r"(?s)(.*)Kernel version (\d+) successfully pushed\.[^\n]* (http\S+)")
     refused, version, url = answer.groups()
     if "not valid" in refused:
         raise KaggleError(f"{reference} was pushed to {url}, but will not run: {refused.strip()}")
