@@ -18,7 +18,7 @@ import pandas as pd
 from imageio_ffmpeg import get_ffmpeg_exe
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from benchmarks.run import find_clips
+from benchmarks.run import find_clips, peak_mib
 from kaggle_utils import platform
 
 LENGTHS_S, COUNTS, FOLDER_LENGTH_S, REPEATS = (5, 10, 20, 40), (10, 50, 200), 2, 4
@@ -41,8 +41,7 @@ def score(folder: Path) -> dict:
         began = time.monotonic()
         detector.predict_folder(folder, Path(results) / "submission.csv", progress=False)
         seconds = time.monotonic() - began
-    status = Path("/proc/self/status").read_text()
-    return {"seconds": seconds, "MiB": int(status.split("VmHWM:")[1].split()[0]) / 1024}
+    return {"seconds": seconds, "MiB": peak_mib(os.getpid())}
 
 
 def measure(source: Path, seconds: int, count: int) -> dict:

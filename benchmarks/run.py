@@ -72,19 +72,12 @@ class Contestant:
         self.boxes[clip.name] = answer["boxes"]
         return {"clip": clip.name, **answer["seconds"]}
 
-    def peak_mib(self) -> float:
-        """Largest resident memory of the process and of its living children, in MiB."""
-        return sum(_peak_kib(pid) for pid in _family(self.process.pid)) / 1024
 
-
-def _family(pid: int) -> list[int]:
-    children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
-    return [pid, *(grandchild for child in children for grandchild in _family(int(child)))]
-
-
-def _peak_kib(pid: int) -> int:
+def peak_mib(pid: int) -> float:
+    """Largest resident memory of a process and of its living children, in MiB."""
     status = Path(f"/proc/{pid}/status").read_text()
-    return int(status.split("VmHWM:")[1].split()[0])
+    children = [child for task in Path(f"/proc/{pid}/task").iterdir() for child in (task / "children").read_text().split()]
+    return int(status.split("VmHWM:")[1].split()[0]) / 1024 + sum(peak_mib(int(child)) for child in children)
 
 
 def find_clips() -> tuple[list[Path], list[Path]]:
@@ -124,7 +117,7 @@ def summarise(contestants: list[Contestant], counted: list[str]) -> pd.DataFrame
     table["of reference"] = table["total"] / table.loc[REFERENCE, "total"]
     table["of grab"] = table["total"] / table.loc[GRAB, "total"]
     table["clips/h"] = 3600 / table["total"]
-    table["MiB"] = {one.name: one.peak_mib() for one in contestants}
+    table["MiB"] = {one.name: peak_mib(one.process.pid) for one in contestants}
     truth = next(one for one in contestants if one.name == FULL).boxes
     every = {clip: [[row[:4] for row in frame] for frame in truth[clip]] for clip in counted}
     wanted = {clip: people(truth[clip]) for clip in counted}
@@ -173,7 +166,7 @@ def main() -> None:
             for one in contestants[turn % len(contestants):] + contestants[: turn % len(contestants)]:
                 one.seconds.append(one.look(clip))
     table = summarise(contestants, [clip.name for clip in clips])
-    print(table.round(2).to_markdown() if "tabulate" in sys.modules else table.round(2).to_string())
+    print(table.round(2).to_string())
     table.to_csv(options.environments / "table.csv")
     draw(table, options.chart)
 
