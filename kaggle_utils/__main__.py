@@ -16,7 +16,13 @@ def main(arguments: list[str] | None = None) -> int:
     sys.stdout.reconfigure(errors="backslashreplace")  # a clip's name may be no valid UTF-8
     try:
         options.run(options)
-    except (FileNotFoundError, ValueError, kernels.KaggleError) as error:
+    except KeyboardInterrupt:
+        print("stopped; called again, predict and extract go on with the clips that are left", file=sys.stderr)
+        return 130
+    except OSError as error:
+        print(f"error: {error.filename}: {error.strerror}" if error.filename else f"error: {error}", file=sys.stderr)
+        return 1
+    except (ValueError, kernels.KaggleError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     return 0

@@ -23,7 +23,7 @@ CROP_SIZE = 224
 
 def is_inside(name: str) -> bool:
     """True when ``name`` is a plain file name, so that joining it to a folder cannot leave that folder."""
-    return isinstance(name, str) and bool(name) and Path(name).name == name and name != ".." and "\\" not in name
+    return isinstance(name, str) and bool(name) and Path(name).name == name and name != ".." and not set("\\\0") & set(name)
 
 
 def read_metadata(path: Path) -> dict[str, dict]:

@@ -15,7 +15,7 @@ import cv2
 import numpy as np
 import pandas as pd
 
-from . import faces, fusion, networks, video, voice
+from . import faces, fusion, isolation, networks, video, voice
 from .dataset import clips_to_score
 from .platform import models_folder
 from .submission import score_clips
@@ -195,11 +195,14 @@ class Detector:
             if path is None:
                 return Verdict(self.prior, warnings=[f"{name}: expected a plain file name"]).to_dict()
             verdict, people = self.examine(path, frames)
-            _save_strip(strips / f"{name}.jpg", verdict, people)
+            try:
+                _save_strip(strips / f"{name}.jpg", verdict, people)
+            except OSError as error:
+                verdict.warnings.append(f"{name}: the picture of its crops was not saved: {error.strerror}")
             return verdict.to_dict()
 
-        def unscored(name: str) -> dict:
-            return Verdict(self.prior, warnings=[f"{name}: not scored in the time budget, the prior stands"]).to_dict()
+        def unscored(name: str, reason: str) -> dict:
+            return Verdict(self.prior, warnings=[f"{name}: {reason}, the prior stands"]).to_dict()
 
         clips = clips_to_score(folder)
         fingerprint = f"{self.fingerprint} {type(self.fuse).__name__} prior {self.prior}"
@@ -209,7 +212,7 @@ class Detector:
     def look(path: Path, frames: int, warnings: list[str]) -> video.Frames | None:
         """The frames of a clip, or None with a warning."""
         try:
-            clip = video.read_frames(path, frames)
+            clip = isolation.read_frames(path, frames)
         except video.UnreadableClip as error:
             warnings.append(f"{error}; the picture was not analysed")
             return None
@@ -339,7 +342,7 @@ def _save_strip(path: Path, verdict: Verdict, people: list[faces.FaceCrops]) -> 
         suspicion = [-1.0 if math.isnan(track["probability"]) else track["probability"] for track in verdict.tracks]
         crops = people[int(np.argmax(suspicion))].images
         strip = np.concatenate([cv2.resize(crop, (128, 128), interpolation=cv2.INTER_AREA) for crop in crops], axis=1)
-        cv2.imwrite(str(path), strip[..., ::-1])
+        path.write_bytes(cv2.imencode(".jpg", strip[..., ::-1])[1])  # imwrite would say nothing of a full disk
 
 
 def _resize(crop: np.ndarray, side: int) -> np.ndarray:

@@ -19,7 +19,7 @@ import numpy as np
 import pandas as pd
 from tqdm.auto import tqdm
 
-from . import faces, video, voice
+from . import faces, isolation, video, voice
 from .dataset import clips_to_score
 
 FRAMES = 10  # frames read from a clip
@@ -62,7 +62,7 @@ def extract(path: str | Path, finder: faces.FaceFinder, frames: int = FRAMES, sa
 def _look(path: Path, frames: int) -> tuple[video.Frames | None, list[str]]:
     """The frames of a clip, or None, and warnings."""
     try:
-        clip = video.read_frames(path, frames)
+        clip = isolation.read_frames(path, frames)
     except video.UnreadableClip as error:
         return None, [f"{error}; the picture was not analysed"]
     return clip, clip.warnings

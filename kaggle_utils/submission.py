@@ -5,7 +5,8 @@ import json
 import os
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pandas as pd
@@ -14,6 +15,7 @@ from tqdm.auto import tqdm
 HEADER = ["filename", "label"]
 FRAME_LADDER = (10, 6, 3)  # frames read of a clip; the time guard steps down
 DECIMALS = 5
+OUT_OF_TIME = "not scored in the time budget"
 MARGIN = 0.95  # share of the time budget that is planned for
 
 
@@ -37,7 +39,7 @@ class Journal:
 
     def add(self, row: dict) -> None:
         """Append one finished clip and flush it to the disk."""
-        with self.path.open("ab") as file:
+        with _named(self.path), self.path.open("ab") as file:
             file.write(json.dumps(row).encode() + b"\n")
             file.flush()
             os.fsync(file.fileno())
@@ -91,7 +93,7 @@ def score_clips(
     clips: pd.DataFrame,
     predict: Callable[[str, Path | None, int], dict],
     output_csv: str | Path,
-    unscored: Callable[[str], dict],
+    unscored: Callable[[str, str], dict],
     fingerprint: str,
     hours: float | None = None,
     progress: bool = True,
@@ -100,13 +102,13 @@ def score_clips(
 
     Every row is there from the start with the prior; each finished clip replaces its row, by an atomic rename, and
     adds a line to the journal ``<output>.journal``. Called again, it goes on where it was stopped; a clip whose file
-    has changed since is scored again.
+    has changed since is scored again, and so is one whose scoring failed: a failure costs that clip alone.
 
     Args:
         clips: as :func:`kaggle_utils.dataset.clips_to_score` gives them.
         predict: ``(filename, path, frames) -> dict`` with ``probability``; all entries go into the journal.
         output_csv: the file to write.
-        unscored: ``(filename) -> dict`` with ``probability``, the row of a clip that is not scored: the prior.
+        unscored: ``(filename, reason) -> dict`` with ``probability``, the row of a clip that is not scored: the prior.
         fingerprint: names the models and settings that produced a journal.
         hours: time budget, or None.
         progress: show a progress bar.
@@ -121,48 +123,62 @@ def score_clips(
     journal.finished = {name: row for name, row in journal.finished.items() if row.get("stamp") == stamps.get(name)}
     waiting = clips[~clips["filename"].isin(journal.finished)]
     guard = TimeGuard(hours, len(waiting))
-    _write(output_csv, clips, journal, unscored)
+    rows = {name: journal.finished.get(name) or unscored(name, OUT_OF_TIME) for name in clips["filename"]}
+    _write(output_csv, rows)
     bar = tqdm(waiting.itertuples(), total=len(waiting), desc="clips", unit="clip", disable=not progress)
     for clip in bar:
         if guard.exhausted:
             tqdm.write(f"time budget of {hours} h used up: {len(waiting) - bar.n} clips keep the prior")
             break
         started = time.monotonic()
-        verdict = predict(clip.filename, clip.path, guard.frames)
-        journal.add({"filename": clip.filename, "stamp": stamps[clip.filename], **verdict})
+        try:
+            rows[clip.filename] = predict(clip.filename, clip.path, guard.frames)
+        except Exception as error:
+            rows[clip.filename] = unscored(clip.filename, f"{type(error).__name__}: {error}")
+            tqdm.write(f"{clip.filename} keeps the prior: {type(error).__name__}: {error}")
+        else:
+            journal.add({"filename": clip.filename, "stamp": stamps[clip.filename], **rows[clip.filename]})
         guard.finished(time.monotonic() - started)
-        _write(output_csv, clips, journal, unscored)
-    return _table(clips, journal, unscored)
+        _write(output_csv, rows)
+    return _table(clips, rows)
 
 
 def _stamp(path: Path | None) -> list[int] | None:
     """Size in bytes and time of the last change in ns of a file, None where there is none."""
-    if path is None or not path.exists():
+    if path is None or not os.path.exists(path):  # not path.exists(), which raises on a name that is too long
         return None
     return [path.stat().st_size, path.stat().st_mtime_ns]
 
 
-def _table(clips: pd.DataFrame, journal: Journal, unscored: Callable[[str], dict]) -> pd.DataFrame:
-    rows = [journal.finished.get(name) or unscored(name) for name in clips["filename"]]
-    verdicts = pd.DataFrame(rows).drop(columns=["filename", "stamp"], errors="ignore")
+def _table(clips: pd.DataFrame, rows: dict[str, dict]) -> pd.DataFrame:
+    verdicts = pd.DataFrame(rows[name] for name in clips["filename"]).drop(columns=["filename", "stamp"], errors="ignore")
     table = clips.rename(columns={"label": "truth"}).reset_index(drop=True).join(verdicts)
     return table.assign(label=table["probability"].round(DECIMALS))
 
 
-def _write(output_csv: Path, clips: pd.DataFrame, journal: Journal, unscored: Callable[[str], dict]) -> None:
+def _write(output_csv: Path, rows: dict[str, dict]) -> None:
     lines = [",".join(HEADER)]
-    for name in clips["filename"]:
-        label = (journal.finished.get(name) or unscored(name))["probability"]
+    for name, row in rows.items():
         quoted = '"' + name.replace('"', '""') + '"' if any(mark in name for mark in ',"\n\r') else name
-        lines.append(f"{quoted},{label:.{DECIMALS}f}")
+        lines.append(f"{quoted},{row['probability']:.{DECIMALS}f}")
     _replace(output_csv, ("\n".join(lines) + "\n").encode("utf-8", "surrogateescape"))
 
 
 def _replace(path: Path, content: bytes) -> None:
     """Write a file so that a reader finds the old content or the new, never a part."""
     partial = path.with_name(path.name + ".partial")
-    partial.write_bytes(content)
-    os.replace(partial, path)
+    with _named(path):
+        partial.write_bytes(content)
+        os.replace(partial, path)
+
+
+@contextmanager
+def _named(path: Path) -> Iterator[None]:
+    """Let an error of the disk say which file was written: a full disk does not."""
+    try:
+        yield
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(path)) from error
 
 
 # --- the check ------------------------------------------------------------------------------------------------------

@@ -6,6 +6,7 @@ neither a playlist nor a concat script to other files or to the network, whateve
 
 import math
 import os
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -17,6 +18,7 @@ import numpy as np
 CONTAINERS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpegts,mpeg,flv,asf,ogg"  # names of FFmpeg's demuxers
 CAPTURE_OPTIONS = f"protocol_whitelist;file|format_whitelist;{CONTAINERS}"
 MP4_BOXES = (b"ftyp", b"moov", b"mdat", b"free", b"skip", b"wide")
+LIMIT_S, LIMIT_S_PER_MB = 60.0, 2.0  # to decode a clip; 1080p takes about half a second a MB on one core
 UPRIGHT = {90: cv2.ROTATE_90_CLOCKWISE, 180: cv2.ROTATE_180, 270: cv2.ROTATE_90_COUNTERCLOCKWISE}
 
 # FFmpeg and OpenCV need not report on standard error what is raised below with a file name and a reason.
@@ -164,18 +166,25 @@ def check_file(path: Path) -> None:
     Raises:
         UnreadableClip: missing, empty, not a regular file, not permitted, or of such a name.
     """
-    if not path.is_file():
-        raise UnreadableClip(path, "not a regular file" if path.exists() else "no such file")
     try:
+        if not stat.S_ISREG(path.stat().st_mode):
+            raise UnreadableClip(path, "not a regular file")
         str(path.resolve()).encode()
         with open(path, "rb") as file:
             empty = not file.read(1)
+    except FileNotFoundError as error:
+        raise UnreadableClip(path, "no such file") from error
     except UnicodeEncodeError as error:
         raise UnreadableClip(path, "its name is not valid UTF-8") from error
     except OSError as error:
         raise UnreadableClip(path, f"cannot be opened: {error.strerror}") from error
     if empty:
         raise UnreadableClip(path, "empty file")
+
+
+def time_limit(path: Path) -> float:
+    """Seconds after which a decoder that is still at this file counts as hanging."""
+    return LIMIT_S + (LIMIT_S_PER_MB * path.stat().st_size / 1e6 if os.path.isfile(path) else 0)
 
 
 def _why_not(path: Path) -> str:

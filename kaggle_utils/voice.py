@@ -6,6 +6,7 @@ it does for a lower rate, folds what lies above the new band back into it.
 """
 
 import math
+import re
 import subprocess
 from fractions import Fraction
 from pathlib import Path
@@ -13,7 +14,7 @@ from pathlib import Path
 import numpy as np
 from scipy import fft, signal
 
-from .video import CONTAINERS, MP4_BOXES, UnreadableClip, check_file
+from .video import CONTAINERS, MP4_BOXES, UnreadableClip, check_file, time_limit
 
 REFERENCE_RATE = 8000  # Hz, of the study's 1D network
 REFERENCE_SAMPLES = 30000
@@ -68,21 +69,36 @@ def fixed_length(samples: np.ndarray, length: int) -> np.ndarray:
 
 def _decode(path: Path, sample_rate: int, channels: int, seconds: float | None) -> np.ndarray | None:
     """Samples float32 (T, channels), or None without a sound track."""
-    from moviepy.config import FFMPEG_BINARY  # the same name in moviepy 1.0.3 and 2.2
-
     _check_container(path)
-    command = [FFMPEG_BINARY, "-v", "error", "-nostdin", "-protocol_whitelist", "file", "-format_whitelist", DEMUXERS,
-               "-i", str(path.resolve()), "-vn", "-sn", "-dn", "-ac", str(channels), "-ar", str(sample_rate)]
-    command += [] if seconds is None else ["-t", str(seconds)]
-    # errors are not kept: a damaged track writes more of them than a pipe holds, and ffmpeg would wait for ever
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
-    decoded = subprocess.run([*command, "-f", "s16le", "-"], **pipes, check=False).stdout
+    length = [] if seconds is None else ["-t", str(seconds)]
+    decoded = _ffmpeg(path, "-vn", "-sn", "-dn", "-ac", str(channels), "-ar", str(sample_rate), *length, "-f", "s16le", "-")
     samples = np.frombuffer(decoded[: len(decoded) // (2 * channels) * 2 * channels], "<i2")
     if len(samples):
         return (samples / np.float32(32768)).reshape(-1, channels)
     if _has_sound_track(path):
         raise UnreadableClip(path, "its sound track cannot be decoded")
     return None
+
+
+def _ffmpeg(path: Path, *options: str, kept: str = "stdout") -> bytes:
+    """What moviepy's ffmpeg writes to ``stdout`` or ``stderr`` on reading a file, in a known container and nothing else.
+
+    The other stream is not kept: a damaged track gives more errors than a pipe holds, and ffmpeg would wait for ever.
+
+    Raises:
+        UnreadableClip: it takes too long.
+    """
+    from moviepy.config import FFMPEG_BINARY  # the same name in moviepy 1.0.3 and 2.2
+
+    command = [FFMPEG_BINARY, "-hide_banner", "-nostdin", "-protocol_whitelist", "file", "-format_whitelist", DEMUXERS,
+               "-i", str(path.resolve()), *options]
+    pipes = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL, kept: subprocess.PIPE}
+    limit_s = time_limit(path)
+    try:
+        done = subprocess.run(command, **pipes, check=False, timeout=limit_s)
+    except subprocess.TimeoutExpired as error:
+        raise UnreadableClip(path, f"its sound track is not decoded in {limit_s:.0f} s") from error
+    return getattr(done, kept)
 
 
 def _check_container(path: Path) -> None:
@@ -95,15 +111,22 @@ def _check_container(path: Path) -> None:
 
 
 def _has_sound_track(path: Path) -> bool:
-    from moviepy.video.io.ffmpeg_reader import ffmpeg_parse_infos
-
-    try:
-        found = ffmpeg_parse_infos(str(path.resolve()))
-    except OSError as error:  # moviepy's message is ffmpeg's whole output
-        raise UnreadableClip(path, "ffmpeg finds no clip or sound in it") from error
-    if not (found["audio_found"] or found["video_found"]):
+    """Whether ffmpeg, which decoded no sound of a file, lists a sound track in it."""
+    tracks = re.findall(rb"^ +Stream #.*: (Audio|Video): ", _ffmpeg(path, kept="stderr"), re.MULTILINE)
+    if not tracks:
         raise UnreadableClip(path, "ffmpeg finds no clip or sound in it")
-    return found["audio_found"]
+    return b"Audio" in tracks
+
+
+def sound_format(path: str | Path) -> str | None:
+    """What ffmpeg says of a file's first sound track, such as "aac (LC), 44100 Hz, stereo"; None when it finds none.
+
+    Raises:
+        UnreadableClip: not a clip or sound file.
+    """
+    _check_container(Path(path))
+    found = re.search(r"^ +Stream #.*: Audio: (.+)", _ffmpeg(Path(path), kept="stderr").decode(errors="replace"), re.MULTILINE)
+    return ", ".join(re.sub(r" \(\w+ / 0x\w+\)", "", found[1]).split(", ")[:3]) if found else None
 
 
 # --- making voices alike --------------------------------------------------------------------------------------------

@@ -13,8 +13,8 @@ def clips(tmp_path):
     return pd.DataFrame({"filename": names, "path": [tmp_path / name for name in names], "label": [0.0, 1.0, None, None]})
 
 
-def unscored(name):
-    return {"probability": 0.3, "warnings": [f"{name}: not scored"]}
+def unscored(name, reason):
+    return {"probability": 0.3, "warnings": [f"{name}: {reason}"]}
 
 
 def stub(name, path, frames):
