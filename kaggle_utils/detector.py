@@ -15,13 +15,12 @@ import cv2
 import numpy as np
 import pandas as pd
 
-from . import faces, fusion, isolation, networks, video, voice
+from . import extraction, faces, fusion, networks, video, voice
 from .dataset import clips_to_score
 from .platform import models_folder
 from .submission import score_clips
 
-BATCH = 10  # rows of every network call: fixed, so that a clip's score does not depend on its neighbours
-FRAMES = 10  # frames read from a clip
+FACE_BATCH, VOICE_BATCH = 10, 4  # rows of every network call: fixed, so that a score does not depend on what else is scored
 SETTINGS = "detector.json"
 SUMS = "SHA256SUMS"
 
@@ -146,7 +145,7 @@ class Detector:
 
     # -- a whole clip -----------------------------------------------------------------------------------------
 
-    def predict(self, path: str | Path, frames: int = FRAMES) -> Verdict:
+    def predict(self, path: str | Path, frames: int = extraction.FRAMES) -> Verdict:
         """Score one clip.
 
         Args:
@@ -159,14 +158,16 @@ class Detector:
         """
         return self.examine(path, frames)[0]
 
-    def examine(self, path: str | Path, frames: int = FRAMES) -> tuple[Verdict, list[faces.FaceCrops]]:
+    def examine(self, path: str | Path, frames: int = extraction.FRAMES) -> tuple[Verdict, list[faces.FaceCrops]]:
         """As :meth:`predict`, with the crops of each tracked person that the verdict rests on."""
-        path, warnings = Path(path), []
-        clip = self.look(path, frames, warnings)
-        people = faces.extract_faces(clip.images, self.finder) if clip else []
-        heard = self.hear(path, warnings)
-        seen = [self.see(person.images) for person in people]
-        return self.judge(path, clip, people, seen, heard, warnings), people
+        return self.examine_extract(path, extraction.extract(path, self.finder, frames, self.voice_rate))
+
+    def examine_extract(self, path: str | Path, extracted: extraction.Extract) -> tuple[Verdict, list[faces.FaceCrops]]:
+        """As :meth:`examine`, of what was extracted of the clip before, now or by ``python -m kaggle_utils extract``."""
+        path, warnings = Path(path), list(extracted.warnings)
+        seen = [self.see(person.images) for person in extracted.people]
+        heard = self._heard(path, extracted.samples, extracted.sample_rate, warnings)
+        return self.judge(path, extracted, extracted.people, seen, heard, warnings), extracted.people
 
     def predict_folder(self, folder: str | Path, output_csv: str | Path, hours: float | None = None,
                        progress: bool = True) -> pd.DataFrame:
@@ -191,10 +192,10 @@ class Detector:
         strips = output_csv.with_name(output_csv.name + ".faces")
         strips.mkdir(parents=True, exist_ok=True)
 
-        def verdict_of(name: str, path: Path | None, frames: int) -> dict:
+        def verdict_of(name: str, path: Path | None, frames: int, following: Path | None) -> dict:
             if path is None:
                 return Verdict(self.prior, warnings=[f"{name}: expected a plain file name"]).to_dict()
-            verdict, people = self.examine(path, frames)
+            verdict, people = self.examine_extract(path, ahead(path, frames, following))
             try:
                 _save_strip(strips / f"{name}.jpg", verdict, people)
             except OSError as error:
@@ -206,40 +207,34 @@ class Detector:
 
         clips = clips_to_score(folder)
         fingerprint = f"{self.fingerprint} {type(self.fuse).__name__} prior {self.prior}"
-        return score_clips(clips, verdict_of, output_csv, unscored, fingerprint, hours, progress)
+        with extraction.Ahead(lambda path, frames: extraction.extract(path, self.finder, frames, self.voice_rate)) as ahead:
+            return score_clips(clips, verdict_of, output_csv, unscored, fingerprint, hours, progress)
 
     @staticmethod
     def look(path: Path, frames: int, warnings: list[str]) -> video.Frames | None:
         """The frames of a clip, or None with a warning."""
-        try:
-            clip = isolation.read_frames(path, frames)
-        except video.UnreadableClip as error:
-            warnings.append(f"{error}; the picture was not analysed")
-            return None
-        warnings += clip.warnings
+        clip, found = extraction.look(path, frames)
+        warnings += found
         return clip
 
     def hear(self, path: Path, warnings: list[str]) -> dict | None:
         """The voice network's outputs for a clip, or None with a warning."""
-        try:
-            samples = voice.read_voice(path, self.voice_rate)
-        except video.UnreadableClip as error:
-            warnings.append(f"{error}; the voice was not analysed")
-            return None
-        if samples is None:
-            warnings.append(f"{path.name}: no sound track, the voice was not analysed")
-            return None
-        outputs = self._run_voice(samples, self.voice_rate)
-        if outputs is None:
+        samples, found = extraction.listen(path, self.voice_rate)
+        warnings += found
+        return self._heard(path, samples, self.voice_rate, warnings)
+
+    def _heard(self, path: Path, samples: np.ndarray | None, sample_rate: int, warnings: list[str]) -> dict | None:
+        outputs = None if samples is None else self._run_voice(samples, sample_rate)
+        if samples is not None and outputs is None:
             warnings.append(f"{path.name}: the sound track is silent, the voice was not analysed")
         return outputs
 
-    def judge(self, path: Path, clip: video.Frames | None, people: list[faces.FaceCrops], seen: list[dict], heard: dict | None,
-              warnings: list[str]) -> Verdict:
+    def judge(self, path: Path, clip: video.Frames | extraction.Extract | None, people: list[faces.FaceCrops],
+              seen: list[dict], heard: dict | None, warnings: list[str]) -> Verdict:
         """Join what was seen and heard: one curve for each person, and the most suspicious person's score.
 
         Args:
-            path, clip: the clip, and its frames as :meth:`look` returns them.
+            path, clip: the clip, and its frames as :meth:`look` returns them, or its extract.
             people, seen: the ten crops of each person, and what :meth:`see` says of them.
             heard: what :meth:`hear` returns.
             warnings: of the steps before; the verdict's are added to them.
@@ -250,7 +245,7 @@ class Detector:
         main = max((index for index, logit in enumerate(logits) if not math.isnan(logit)), key=lambda index: logits[index],
                    default=None)
         if main is None:
-            searched = f"no face found in {len(clip.images)} frames, " if clip else ""
+            searched = f"no face found in {len(clip.times_s)} frames, " if clip and len(clip.times_s) else ""
             outcome = "the prior stands" if heard is None else "the voice alone decides"
             warnings.append(f"{path.name}: {searched}{outcome}")
         face, mask = self._no_face() if main is None else (seen[main], masks[main])
@@ -299,16 +294,16 @@ class Detector:
         side = self.face.input_shape[1] or crops.shape[1]  # None: the network resizes by itself
         if crops.shape[1:3] != (side, side):
             crops = np.stack([_resize(crop, side) for crop in crops])
-        outputs = _run(self.face, crops)
+        outputs = _run(self.face, crops, FACE_BATCH)
         if not self.flip:
             return outputs
-        mirrored = _run(self.face, crops[:, :, ::-1])
+        mirrored = _run(self.face, crops[:, :, ::-1], FACE_BATCH)
         return {name: (outputs[name] + mirrored[name]) / 2 for name in outputs}
 
     def _run_voice(self, samples: np.ndarray, sample_rate: int) -> dict[str, np.ndarray] | None:
         """All outputs of the voice network, one row for each window; None when there is nothing to hear."""
         windows = voice.network_windows(samples, sample_rate, self._hears_reference)
-        return None if windows is None else _run(self.voice, windows)
+        return None if windows is None else _run(self.voice, windows, VOICE_BATCH)
 
     def _probability(self, logit, kind: str):
         return self.calibration.probability(logit, kind, self.prior)
@@ -350,10 +345,10 @@ def _resize(crop: np.ndarray, side: int) -> np.ndarray:
     return cv2.resize(crop, (side, side), interpolation=method)
 
 
-def _run(network, inputs: np.ndarray) -> dict[str, np.ndarray]:
-    """Run ``network`` on batches of exactly ``BATCH`` rows, the last one padded with zeros."""
+def _run(network, inputs: np.ndarray, batch: int) -> dict[str, np.ndarray]:
+    """Run ``network`` on batches of exactly ``batch`` rows, the last one padded with zeros."""
     count = len(inputs)
-    padded = np.zeros((math.ceil(count / BATCH) * BATCH, *inputs.shape[1:]), np.float32)
+    padded = np.zeros((math.ceil(count / batch) * batch, *inputs.shape[1:]), np.float32)
     padded[:count] = inputs
-    parts = [network.predict_on_batch(padded[start:start + BATCH]) for start in range(0, len(padded), BATCH)]
+    parts = [network.predict_on_batch(padded[start:start + batch]) for start in range(0, len(padded), batch)]
     return {name: np.concatenate([np.asarray(part[name]) for part in parts])[:count] for name in network.output}

@@ -7,7 +7,7 @@ machines see the same folders.
 
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -52,15 +52,15 @@ def extract(path: str | Path, finder: faces.FaceFinder, frames: int = FRAMES, sa
     """
     path = Path(path)
     with ThreadPoolExecutor(max_workers=1) as beside:
-        sound = beside.submit(_hear, path, sample_rate)
-        clip, warnings = _look(path, frames)
+        sound = beside.submit(listen, path, sample_rate)
+        clip, warnings = look(path, frames)
         people = faces.extract_faces(clip.images, finder) if clip else []
         samples, heard = sound.result()
     return Extract(people, clip.times_s if clip else np.zeros(0), samples, sample_rate, warnings + heard)
 
 
-def _look(path: Path, frames: int) -> tuple[video.Frames | None, list[str]]:
-    """The frames of a clip, or None, and warnings."""
+def look(path: Path, frames: int) -> tuple[video.Frames | None, list[str]]:
+    """The frames of a clip, or None where its picture cannot be read, and warnings."""
     try:
         clip = isolation.read_frames(path, frames)
     except video.UnreadableClip as error:
@@ -68,13 +68,32 @@ def _look(path: Path, frames: int) -> tuple[video.Frames | None, list[str]]:
     return clip, clip.warnings
 
 
-def _hear(path: Path, sample_rate: int) -> tuple[np.ndarray | None, list[str]]:
-    """The voice of a clip, or None, and warnings."""
+def listen(path: Path, sample_rate: int) -> tuple[np.ndarray | None, list[str]]:
+    """The voice of a clip float32 (T,), or None where there is none or it cannot be read, and warnings."""
     try:
         samples = voice.read_voice(path, sample_rate)
     except video.UnreadableClip as error:
         return None, [f"{error}; the voice was not analysed"]
     return samples, [] if samples is not None else [f"{path.name}: no sound track, the voice was not analysed"]
+
+
+class Ahead:
+    """Extracts clips in a thread beside the caller's, so that one is decoded and searched while the last is scored."""
+
+    def __init__(self, extract: Callable[[Path, int], Extract]):
+        self._extract, self._thread, self._coming = extract, ThreadPoolExecutor(max_workers=1), {}
+
+    def __call__(self, path: Path, frames: int, following: Path | None = None) -> Extract:
+        """The extract of a clip, begun before if it was named as ``following``; begins with the next ``following``."""
+        wanted = self._coming.pop(path, None) or self._thread.submit(self._extract, path, frames)
+        self._coming = {following: self._thread.submit(self._extract, following, frames)} if following else {}
+        return wanted.result()
+
+    def __enter__(self) -> "Ahead":
+        return self
+
+    def __exit__(self, *_) -> None:
+        self._thread.shutdown(cancel_futures=True)
 
 
 # --- one file for each clip -----------------------------------------------------------------------------------------

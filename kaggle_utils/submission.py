@@ -91,7 +91,7 @@ class TimeGuard:
 
 def score_clips(
     clips: pd.DataFrame,
-    predict: Callable[[str, Path | None, int], dict],
+    predict: Callable[[str, Path | None, int, Path | None], dict],
     output_csv: str | Path,
     unscored: Callable[[str, str], dict],
     fingerprint: str,
@@ -106,7 +106,8 @@ def score_clips(
 
     Args:
         clips: as :func:`kaggle_utils.dataset.clips_to_score` gives them.
-        predict: ``(filename, path, frames) -> dict`` with ``probability``; all entries go into the journal.
+        predict: ``(filename, path, frames, following) -> dict`` with ``probability``; all entries go into the journal.
+            ``following`` is the path of the clip after this one, None where there is none.
         output_csv: the file to write.
         unscored: ``(filename, reason) -> dict`` with ``probability``, the row of a clip that is not scored: the prior.
         fingerprint: names the models and settings that produced a journal.
@@ -126,13 +127,13 @@ def score_clips(
     rows = {name: journal.finished.get(name) or unscored(name, OUT_OF_TIME) for name in clips["filename"]}
     _write(output_csv, rows)
     bar = tqdm(waiting.itertuples(), total=len(waiting), desc="clips", unit="clip", disable=not progress)
-    for clip in bar:
+    for clip, following in zip(bar, [*waiting["path"].iloc[1:], None], strict=False):
         if guard.exhausted:
             tqdm.write(f"time budget of {hours} h used up: {len(waiting) - bar.n} clips keep the prior")
             break
         started = time.monotonic()
         try:
-            rows[clip.filename] = predict(clip.filename, clip.path, guard.frames)
+            rows[clip.filename] = predict(clip.filename, clip.path, guard.frames, following)
         except Exception as error:
             rows[clip.filename] = unscored(clip.filename, f"{type(error).__name__}: {error}")
             tqdm.write(f"{clip.filename} keeps the prior: {type(error).__name__}: {error}")

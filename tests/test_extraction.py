@@ -120,3 +120,20 @@ def test_a_cluster_gives_the_same_bytes_and_survives_a_killed_worker(folder, ser
 def test_an_unknown_backend_is_named(folder, tmp_path):
     with pytest.raises(ValueError, match="expected one of loky, dask, ray, found 'spark'"):
         extraction.extract_folder(folder, tmp_path, backend="spark")
+
+
+def test_clips_are_extracted_one_ahead_and_a_failure_is_that_clip_s_alone():
+    begun = []
+
+    def extract(path, frames):
+        begun.append((path, frames))
+        if path == "b":
+            raise ValueError("broken")
+        return path.upper()
+
+    with extraction.Ahead(extract) as ahead:
+        assert ahead("a", 10, "b") == "A"
+        with pytest.raises(ValueError, match="broken"):
+            ahead("b", 10, "c")
+        assert ahead("c", 6, None) == "C" and ahead("d", 6) == "D"
+    assert begun == [("a", 10), ("b", 10), ("c", 10), ("d", 6)]

@@ -17,7 +17,7 @@ def unscored(name, reason):
     return {"probability": 0.3, "warnings": [f"{name}: {reason}"]}
 
 
-def stub(name, path, frames):
+def stub(name, path, frames, following):
     return {"probability": len(name) / 100, "warnings": []}
 
 
@@ -31,9 +31,9 @@ def test_every_clip_has_its_row_with_five_decimals(clips, tmp_path):
 
 
 def test_the_file_is_complete_before_the_first_clip_is_done(clips, tmp_path):
-    def look(name, path, frames):
+    def look(name, path, frames, following):
         assert len(pd.read_csv(tmp_path / "out.csv")) == len(clips)
-        return stub(name, path, frames)
+        return stub(name, path, frames, following)
 
     score_clips(clips, look, tmp_path / "out.csv", unscored, "x", progress=False)
 
@@ -42,20 +42,20 @@ def test_a_stopped_run_goes_on_and_ends_with_the_same_bytes(clips, tmp_path):
     score_clips(clips, stub, tmp_path / "whole.csv", unscored, "x", progress=False)
     seen = []
 
-    def stops(name, path, frames):
+    def stops(name, path, frames, following):
         if len(seen) == 2:
             raise KeyboardInterrupt
         seen.append(name)
-        return stub(name, path, frames)
+        return stub(name, path, frames, following)
 
     with pytest.raises(KeyboardInterrupt):
         score_clips(clips, stops, tmp_path / "out.csv", unscored, "x", progress=False)
     with (tmp_path / "out.csv.journal").open("ab") as journal:
         journal.write(b'{"filename": "d.mp4", "probab')  # torn by a kill
 
-    def goes_on(name, path, frames):
+    def goes_on(name, path, frames, following):
         assert name not in seen
-        return stub(name, path, frames)
+        return stub(name, path, frames, following)
 
     score_clips(clips, goes_on, tmp_path / "out.csv", unscored, "x", progress=False)
     assert (tmp_path / "out.csv").read_bytes() == (tmp_path / "whole.csv").read_bytes()
@@ -67,7 +67,7 @@ def test_a_clip_that_was_replaced_under_its_name_is_scored_again(clips, tmp_path
     (tmp_path / "a.mp4").write_bytes(b"another")
     seen = []
 
-    def sees(name, path, frames):
+    def sees(name, path, frames, following):
         seen.append(name)
         return {"probability": 0.9, "warnings": []}
 
