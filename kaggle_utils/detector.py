@@ -83,7 +83,7 @@ class Detector:
 
     @classmethod
     def load(cls, folder: str | Path | None = None, prior: float = 0.5, join: str | None = None) -> "Detector":
-        """Load ``face.keras``, ``voice.keras`` and the fusion that ``detector.json`` names.
+        """Load ``face.keras``, ``voice.keras``, their members (``face_*.keras``) and the fusion that ``detector.json`` names.
 
         Args:
             folder: the folder of weights; the project's ``models/`` unless given. ``models/reference`` holds the
@@ -99,7 +99,7 @@ class Detector:
         digests = checked_digests(folder)
         settings = json.loads((folder / SETTINGS).read_text())
         settings["fusion"] = join or settings["fusion"]
-        face, hears = (networks.load_network(folder / f"{name}.keras") for name in ("face", "voice"))
+        face, hears = (networks.load_branch(folder, name) for name in ("face", "voice"))
         calibration = fusion.Calibration(settings["calibration"], settings["range"], settings.get("pooling", "mean"))
         fingerprint = hashlib.sha256("".join(digests.values()).encode()).hexdigest()[:16]
         fuse = fusion.load(folder, settings, calibration)

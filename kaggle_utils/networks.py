@@ -22,8 +22,11 @@ __all__ = [
     "MinPooling1D",
     "OverFrames",
     "SpecAugment",
+    "averaged",
+    "branch_files",
     "face_inception",
     "last_cnn",
+    "load_branch",
     "load_inception_weights",
     "load_network",
     "mesoinception4",
@@ -634,6 +637,26 @@ def load_network(path: Path | str, policy: str = "float32") -> keras.Model:
         model = _rebuilt(json.loads(file.read("config.json")), policy)
     model.load_weights(path)
     return model
+
+
+def load_branch(folder: Path | str, name: str) -> keras.Model:
+    """The network NAME.keras of a folder, `averaged` with the members NAME_*.keras that lie beside it."""
+    first, *others = (load_network(path) for path in branch_files(folder, name))
+    return averaged(first, *others) if others else first
+
+
+def branch_files(folder: Path | str, name: str) -> list[Path]:
+    """NAME.keras and its members NAME_*.keras in a folder."""
+    return [Path(folder) / f"{name}.keras", *sorted(Path(folder).glob(f"{name}_*.keras"))]
+
+
+def averaged(first: keras.Model, *others: keras.Model) -> keras.Model:
+    """The network `first` with the mean of its logit and that of `others` on the same input in the place of its own.
+
+    The layers of `first` stay as they are, so that its "logit" layer still holds what it says alone.
+    """
+    logits = [first.output["logit"], *(other(first.input)["logit"] for other in others)]
+    return keras.Model(first.input, {**first.output, "logit": layers.Average(name="mean_logit")(logits)}, name=first.name)
 
 
 def _rebuilt(config: dict, policy: str) -> keras.Model:

@@ -16,14 +16,15 @@ SCORE = """
 import json, sys
 import numpy as np
 from kaggle_utils import networks
+network = networks.load_branch(sys.argv[1], "face")
 crops = np.random.default_rng(0).uniform(0, 255, (2, 224, 224, 3)).astype("float32")
 crops[1] = crops[1].mean((1, 2), keepdims=True)
-print(json.dumps(np.ravel(np.asarray(networks.load_network(sys.argv[1]).predict_on_batch(crops)["logit"])).tolist()))
+print(json.dumps(np.ravel(np.asarray(network.predict_on_batch(crops)["logit"])).tolist()))
 """
 
 
-def logits(path, backend) -> np.ndarray:
-    run = subprocess.run([sys.executable, "-c", SCORE, str(path)], cwd=ROOT, capture_output=True, text=True, check=True,
+def logits(folder, backend) -> np.ndarray:
+    run = subprocess.run([sys.executable, "-c", SCORE, str(folder)], cwd=ROOT, capture_output=True, text=True, check=True,
                          env={**os.environ, "KERAS_BACKEND": backend})
     return np.array(json.loads(run.stdout.splitlines()[-1]))
 
@@ -32,6 +33,6 @@ def logits(path, backend) -> np.ndarray:
 def test_another_backend_gives_the_same_scores_as_tensorflow(backend):
     if find_spec(backend) is None:
         pytest.skip(f"{backend} is not installed")
-    path = platform.models_folder() / "face.keras"
-    theirs, ours = (1 / (1 + np.exp(-logits(path, name))) for name in (backend, "tensorflow"))
+    folder = platform.models_folder()
+    theirs, ours = (1 / (1 + np.exp(-logits(folder, name))) for name in (backend, "tensorflow"))
     np.testing.assert_allclose(theirs, ours, atol=1e-3)

@@ -180,6 +180,20 @@ def inception():
     return networks.with_head(networks.face_inception(75))
 
 
+def test_a_branch_with_members_answers_by_the_mean_of_their_logits(tmp_path):
+    faces = np.random.default_rng(0).uniform(0, 255, (2, 75, 75, 3)).astype("float32")
+    members = [networks.with_head(networks.one_image_cnn(input_size=75)), networks.with_head(networks.mesoinception4(75))]
+    for network, name in zip(members, ("face", "face_meso"), strict=True):
+        networks.save_network(network, tmp_path / f"{name}.keras", "float32")
+    first, second = (network.predict(faces, verbose=0) for network in members)
+    both = networks.load_branch(tmp_path, "face").predict(faces, verbose=0)
+    np.testing.assert_allclose(both["logit"], (first["logit"] + second["logit"]) / 2, atol=1e-5)
+    np.testing.assert_allclose(both["side1"], first["side1"], atol=1e-5)
+    (tmp_path / "face_meso.keras").unlink()
+    alone = networks.load_branch(tmp_path, "face").predict(faces, verbose=0)
+    np.testing.assert_allclose(alone["logit"], first["logit"], atol=1e-5)
+
+
 def test_a_high_pass_network_sees_no_flat_colour():
     network = networks.face_inception(75, high_pass=True)
     flat = np.stack([np.full((75, 75, 3), level, "float32") for level in (0, 90, 255)])
