@@ -65,7 +65,7 @@ class Detector:
     """The trained networks with their calibration; make one with :meth:`load` and use it for many clips."""
 
     def __init__(self, face, voice, fuse: fusion.Fusion, calibration: fusion.Calibration, flip: bool = False,
-                 prior: float = 0.5, fingerprint: str = ""):
+                 prior: float = 0.5, digests: dict[str, str] | None = None):
         """
         Args:
             face, voice: branch networks as :mod:`kaggle_utils.networks` builds them, with their ``logit``.
@@ -73,12 +73,12 @@ class Detector:
             calibration: from logits to probabilities.
             flip: average each crop's outputs with those of its mirror image.
             prior: share of fakes expected among the clips, in (0, 1).
-            fingerprint: names the weights, so that a journal of other weights is not continued.
+            digests: SHA-256 of each file of the weights, by name.
         """
         if not 0 < prior < 1:
             raise ValueError(f"prior: expected a share between 0 and 1, found {prior}")
         self.face, self.voice, self.fuse, self.calibration = face, voice, fuse, calibration
-        self.flip, self.prior, self.fingerprint = flip, prior, fingerprint
+        self.flip, self.prior, self.digests = flip, prior, digests or {}
         self.finder = faces.FaceFinder()
 
     @classmethod
@@ -101,9 +101,13 @@ class Detector:
         settings["fusion"] = join or settings["fusion"]
         face, hears = (networks.load_branch(folder, name) for name in ("face", "voice"))
         calibration = fusion.Calibration(settings["calibration"], settings["range"], settings.get("pooling", "mean"))
-        fingerprint = hashlib.sha256("".join(digests.values()).encode()).hexdigest()[:16]
         fuse = fusion.load(folder, settings, calibration)
-        return cls(face, hears, fuse, calibration, settings["flip"], prior, fingerprint)
+        return cls(face, hears, fuse, calibration, settings["flip"], prior, digests)
+
+    @property
+    def fingerprint(self) -> str:
+        """Names the weights, so that a journal of other weights is not continued."""
+        return hashlib.sha256("".join(self.digests.values()).encode()).hexdigest()[:16]
 
     # -- one branch at a time ---------------------------------------------------------------------------------
 
@@ -291,14 +295,17 @@ class Detector:
 
     def see(self, crops: np.ndarray) -> dict[str, np.ndarray]:
         """All outputs of the face network for uint8 crops (N, H, W, 3)."""
-        side = self.face.input_shape[1] or crops.shape[1]  # None: the network resizes by itself
-        if crops.shape[1:3] != (side, side):
-            crops = np.stack([_resize(crop, side) for crop in crops])
+        crops = self.fitted(crops)
         outputs = _run(self.face, crops, FACE_BATCH)
         if not self.flip:
             return outputs
         mirrored = _run(self.face, crops[:, :, ::-1], FACE_BATCH)
         return {name: (outputs[name] + mirrored[name]) / 2 for name in outputs}
+
+    def fitted(self, crops: np.ndarray) -> np.ndarray:
+        """Crops (N, H, W, 3) in the size that the face network takes."""
+        side = self.face.input_shape[1] or crops.shape[1]  # None: the network resizes by itself
+        return crops if crops.shape[1:3] == (side, side) else np.stack([_resize(crop, side) for crop in crops])
 
     def _run_voice(self, samples: np.ndarray, sample_rate: int) -> dict[str, np.ndarray] | None:
         """All outputs of the voice network, one row for each window; None when there is nothing to hear."""
