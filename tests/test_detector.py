@@ -14,7 +14,7 @@ import pandas as pd
 import pytest
 from imageio_ffmpeg import get_ffmpeg_exe
 
-from kaggle_utils import Detector, Verdict, dataset, faces, fusion, video
+from kaggle_utils import Detector, Verdict, dataset, extraction, faces, fusion, video
 from kaggle_utils.__main__ import draw, summary
 from kaggle_utils.detector import checked_digests
 from kaggle_utils.miniature import clip_facts
@@ -121,6 +121,15 @@ def test_a_clip_of_which_some_frames_decode_is_scored_from_those(damaged):
 def test_a_folder_is_scored_like_its_clips(detector, damaged):
     verdict, row = detector.predict(damaged.loc["whole.mp4", "path"]), damaged.loc["whole.mp4"]
     assert row["label"] == pytest.approx(verdict.probability, abs=1e-5) and row["warnings"] == verdict.warnings == []
+
+
+def test_a_cached_extract_gives_the_same_verdict(detector, clips, tmp_path):
+    path = clips["path"].iloc[0]
+    extraction.save_extract(tmp_path / "clip.npz", extraction.extract(path, detector.finder))
+    verdict, people = detector.examine_extract(path, extraction.load_extract(tmp_path / "clip.npz"))
+    fresh = detector.predict(path)
+    assert (verdict.probability, verdict.face, verdict.voice) == (fresh.probability, fresh.face, fresh.voice)
+    assert len(people) == len(verdict.tracks) and verdict.frames[0]["time_s"] == fresh.frames[0]["time_s"]
 
 
 def test_clips_that_the_time_budget_leaves_out_keep_the_prior_and_say_so(detector, miniature, tmp_path):
