@@ -8,6 +8,7 @@ becomes a warning and a defined score.
 import hashlib
 import json
 import math
+import os
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -339,7 +340,8 @@ def checked_digests(folder: Path) -> dict[str, str]:
 
 def _save_strip(path: Path, verdict: Verdict, people: list[faces.FaceCrops]) -> None:
     """Write the crops of the most suspicious person side by side, 128 pixels each; no picture where nothing was seen."""
-    path.unlink(missing_ok=True)
+    if os.path.exists(path):  # False for a name that is too long
+        path.unlink()
     if people:
         suspicion = [-1.0 if math.isnan(track["probability"]) else track["probability"] for track in verdict.tracks]
         crops = people[int(np.argmax(suspicion))].images

@@ -6,7 +6,10 @@ neither a playlist nor a concat script to other files or to the network, whateve
 
 import math
 import os
+import re
 import stat
+import subprocess
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -108,6 +111,9 @@ def read_frames(path: str | Path, count: int = 10) -> Frames:
     images, times, decoded, header = _read(path, count)
     if decoded and decoded != header.frame_count:
         images, times, decoded, _ = _read(path, count, decoded)
+    if not images or _is_interlaced(path):
+        decoded = decoded or header.frame_count
+        images, times = _read_copy(path, spread(decoded, count))
     if not images:
         raise UnreadableClip(path, f"no frame decodes of the {header.frame_count} that its header promises "
                                    f"(codec {header.codec!r})")
@@ -142,6 +148,48 @@ def _read(
                 images.append(image)
                 times.append(time_s)
     return images, times, decoded, header
+
+
+def _is_interlaced(path: Path) -> bool:
+    """Whether ffmpeg finds fields in the picture track: OpenCV then returns memory that nobody wrote to as its frames
+    (swscale refuses them and the refusal is not looked at; so in 4.13 and 5.0)."""
+    return re.search(rb"^ +Stream #.*: Video: (dvvideo|.*(top|bottom) (coded )?first)", run_ffmpeg(path, kept="stderr"),
+                     re.MULTILINE) is not None
+
+
+def _read_copy(path: Path, wanted: list[int]) -> tuple[list[np.ndarray], list[float]]:
+    """Frames at the indices ``wanted`` and their times, through a lossless copy by ffmpeg: without fields, or of a codec
+    that OpenCV's wheels cannot decode, such as AV1."""
+    chosen = "+".join(f"eq(n,{index})" for index in wanted) or "0"
+    with tempfile.TemporaryDirectory() as folder:
+        copy = Path(folder) / "frames.mkv"
+        run_ffmpeg(path, "-an", "-sn", "-dn", "-vf", f"yadif=deint=interlaced,select='{chosen}',setfield=prog",
+                   "-fps_mode", "passthrough", "-pix_fmt", "yuv444p", "-c:v", "libx264", "-preset", "ultrafast", "-qp", "0", copy)
+        if not copy.is_file() or not copy.stat().st_size:
+            return [], []
+        images, times, _, _ = _read(copy, len(wanted), len(wanted))
+    return images, times
+
+
+def run_ffmpeg(path: Path, *options: object, demuxers: str = CONTAINERS, kept: str = "stdout") -> bytes:
+    """What moviepy's ffmpeg writes to ``stdout`` or ``stderr`` on reading a file, in a known container and nothing else.
+
+    The other stream is not kept: a damaged track gives more errors than a pipe holds, and ffmpeg would wait for ever.
+
+    Raises:
+        UnreadableClip: it takes too long.
+    """
+    from moviepy.config import FFMPEG_BINARY  # the same name in moviepy 1.0.3 and 2.2
+
+    command = [FFMPEG_BINARY, "-hide_banner", "-nostdin", "-protocol_whitelist", "file", "-format_whitelist", demuxers,
+               "-i", str(path.resolve()), *map(str, options)]
+    pipes = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL, kept: subprocess.PIPE}
+    limit_s = time_limit(path)
+    try:
+        done = subprocess.run(command, **pipes, check=False, timeout=limit_s)
+    except subprocess.TimeoutExpired as error:
+        raise UnreadableClip(path, f"ffmpeg is not done with it in {limit_s:.0f} s") from error
+    return getattr(done, kept)
 
 
 @contextmanager

@@ -7,14 +7,13 @@ it does for a lower rate, folds what lies above the new band back into it.
 
 import math
 import re
-import subprocess
 from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
 from scipy import fft, signal
 
-from .video import CONTAINERS, MP4_BOXES, UnreadableClip, check_file, time_limit
+from .video import CONTAINERS, MP4_BOXES, UnreadableClip, check_file, run_ffmpeg
 
 REFERENCE_RATE = 8000  # Hz, of the study's 1D network
 REFERENCE_SAMPLES = 30000
@@ -70,35 +69,15 @@ def fixed_length(samples: np.ndarray, length: int) -> np.ndarray:
 def _decode(path: Path, sample_rate: int, channels: int, seconds: float | None) -> np.ndarray | None:
     """Samples float32 (T, channels), or None without a sound track."""
     _check_container(path)
-    length = [] if seconds is None else ["-t", str(seconds)]
-    decoded = _ffmpeg(path, "-vn", "-sn", "-dn", "-ac", str(channels), "-ar", str(sample_rate), *length, "-f", "s16le", "-")
+    length = [] if seconds is None else ["-t", seconds]
+    decoded = run_ffmpeg(path, "-vn", "-sn", "-dn", "-ac", channels, "-ar", sample_rate, *length, "-f", "s16le", "-",
+                         demuxers=DEMUXERS)
     samples = np.frombuffer(decoded[: len(decoded) // (2 * channels) * 2 * channels], "<i2")
     if len(samples):
         return (samples / np.float32(32768)).reshape(-1, channels)
     if _has_sound_track(path):
         raise UnreadableClip(path, "its sound track cannot be decoded")
     return None
-
-
-def _ffmpeg(path: Path, *options: str, kept: str = "stdout") -> bytes:
-    """What moviepy's ffmpeg writes to ``stdout`` or ``stderr`` on reading a file, in a known container and nothing else.
-
-    The other stream is not kept: a damaged track gives more errors than a pipe holds, and ffmpeg would wait for ever.
-
-    Raises:
-        UnreadableClip: it takes too long.
-    """
-    from moviepy.config import FFMPEG_BINARY  # the same name in moviepy 1.0.3 and 2.2
-
-    command = [FFMPEG_BINARY, "-hide_banner", "-nostdin", "-protocol_whitelist", "file", "-format_whitelist", DEMUXERS,
-               "-i", str(path.resolve()), *options]
-    pipes = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL, kept: subprocess.PIPE}
-    limit_s = time_limit(path)
-    try:
-        done = subprocess.run(command, **pipes, check=False, timeout=limit_s)
-    except subprocess.TimeoutExpired as error:
-        raise UnreadableClip(path, f"its sound track is not decoded in {limit_s:.0f} s") from error
-    return getattr(done, kept)
 
 
 def _check_container(path: Path) -> None:
@@ -112,7 +91,8 @@ def _check_container(path: Path) -> None:
 
 def _has_sound_track(path: Path) -> bool:
     """Whether ffmpeg, which decoded no sound of a file, lists a sound track in it."""
-    tracks = re.findall(rb"^ +Stream #.*: (Audio|Video): ", _ffmpeg(path, kept="stderr"), re.MULTILINE)
+    found = run_ffmpeg(path, demuxers=DEMUXERS, kept="stderr")
+    tracks = re.findall(rb"^ +Stream #.*: (Audio|Video): ", found, re.MULTILINE)
     if not tracks:
         raise UnreadableClip(path, "ffmpeg finds no clip or sound in it")
     return b"Audio" in tracks
@@ -125,7 +105,8 @@ def sound_format(path: str | Path) -> str | None:
         UnreadableClip: not a clip or sound file.
     """
     _check_container(Path(path))
-    found = re.search(r"^ +Stream #.*: Audio: (.+)", _ffmpeg(Path(path), kept="stderr").decode(errors="replace"), re.MULTILINE)
+    listed = run_ffmpeg(Path(path), demuxers=DEMUXERS, kept="stderr").decode(errors="replace")
+    found = re.search(r"^ +Stream #.*: Audio: (.+)", listed, re.MULTILINE)
     return ", ".join(re.sub(r" \(\w+ / 0x\w+\)", "", found[1]).split(", ")[:3]) if found else None
 
 

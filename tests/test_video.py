@@ -166,6 +166,20 @@ def test_variable_frame_rate_keeps_the_time_stamps(counter, folder):
     np.testing.assert_allclose(frames.times_s, np.array([0, 1, 2, 3, 4, 5, 12, 23]) / 12, atol=2e-3)
 
 
+@pytest.mark.parametrize("name, options", [
+    ("fields.mp4", ["-flags", "+ildct+ilme", "-x264opts", "tff=1"]),
+    ("fields.avi", ["-s", "720x576", "-c:v", "dvvideo", "-flags", "+ildct"]),
+    ("fields.mpg", ["-c:v", "mpeg2video", "-flags", "+ildct+ilme", "-q:v", 2]),
+    ("av1.mp4", ["-c:v", "librav1e", "-speed", 10, "-qp", 60]),
+])
+def test_what_opencv_cannot_show_is_read_through_a_copy(folder, name, options):
+    path = generate(folder / name, f"nullsrc=s=64x48:r=25:d=0.96,format=yuv420p,{COUNTER}", *options)
+    frames = read_frames(path, 6)
+    assert [index_of(image) for image in frames.images] == [2, 6, 10, 14, 18, 22]
+    np.testing.assert_allclose(np.diff(frames.times_s), 4 / 25, atol=2e-3)
+    assert frames.info.frame_count == 24
+
+
 # --- damage -----------------------------------------------------------------------------------------------------------
 
 def test_truncated_clip_is_read_from_what_decodes(counter, folder):
