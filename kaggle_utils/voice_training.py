@@ -633,10 +633,10 @@ UNHEARD = ("flow", "kokoro")  # the one trained here, the other a text-to-speech
 DEMOS = ("fastspeech2", "diffgan_tts", "portaspeech", "transformer_tts", "stylespeech", "wavegrad2")  # of voice/neural
 SHARES = {**dict.fromkeys(NEURAL, 1.0), **dict.fromkeys(DEMOS, 0.6), **dict.fromkeys(CLASSICAL, 0.1),
           **dict.fromkeys(UNHEARD, 0.0), "world": 0.0}
-SHIPPED = VoiceSettings(name="lfcc", network_options={"kinds": ("lfcc",)}, epochs=40, weights=SHARES, augment={"band": 0.45},
-                        recoded=0.5)
+LFCC = VoiceSettings(name="lfcc", network_options={"kinds": ("lfcc",)}, epochs=40, weights=SHARES, augment={"band": 0.45},
+                     recoded=0.5)
 ROOMS = replace(
-    SHIPPED, name="lfcc_rooms", start="lfcc", network_options={"kinds": ("lfcc",), "samples": 32000}, batch_size=24, steps=40,
+    LFCC, name="lfcc_rooms", start="lfcc", network_options={"kinds": ("lfcc",), "samples": 32000}, batch_size=24, steps=40,
     epochs=6, learning_rate=2.5e-4, average=0.97, augment={"band": 0.45, "room": 0.35},
     weights=SHARES | {"world": 0.5, "linear_prediction": 0.15, "phase_vocoder": 0.15},
 )
@@ -644,26 +644,26 @@ NARROW = replace(  # learns in minutes on two CPU cores, so that each family can
     ROOMS, name="narrow", start=None, network_options={"kinds": ("lfcc",), "samples": 32000, "width": 12}, batch_size=32,
     steps=60, epochs=8, learning_rate=2e-3, augment={"band": 0.45, "room": 0.2},
 )
-MORE = replace(SHIPPED, name="lfcc_more", augment={"band": 0.45, "room": 0.15}, epochs=60)
-LEFT_OUT = {  # families that MORE is trained without, and the narrow network too; what shares a design goes together
+SHIPPED = replace(LFCC, name="lfcc_more", augment={"band": 0.45, "room": 0.15}, epochs=60)
+LEFT_OUT = {  # families that SHIPPED is trained without, and the narrow network too; what shares a design goes together
     "demos": DEMOS, "classical": CLASSICAL, "vocos": ("vocos",), "melgan": ("melgan", "stylespeech"), "hifigan": ("hifigan",),
     "diffusion": ("diffusion", "wavegrad2"), **{name: (name,) for name in DEMOS if name != "wavegrad2"},
 }
 RUNS = {run.name: run for run in (
-    SHIPPED,
+    LFCC,
     ROOMS,
-    replace(SHIPPED, name="linear", network_options={"kinds": ("linear",)}, batch_size=48),
-    replace(SHIPPED, name="mel", network_options={"kinds": ("mel",)}),
-    replace(SHIPPED, name="linear_mel", network_options={"kinds": ("linear", "mel")}, batch_size=32),
-    replace(SHIPPED, name="voice_cnn", network="voice_cnn", network_options={}, batch_size=32, learning_rate=3e-4, shortened=0.0),
+    replace(LFCC, name="linear", network_options={"kinds": ("linear",)}, batch_size=48),
+    replace(LFCC, name="mel", network_options={"kinds": ("mel",)}),
+    replace(LFCC, name="linear_mel", network_options={"kinds": ("linear", "mel")}, batch_size=32),
+    replace(LFCC, name="voice_cnn", network="voice_cnn", network_options={}, batch_size=32, learning_rate=3e-4, shortened=0.0),
     NARROW,
     replace(NARROW, name="lfcc_without_systems", network_options={"kinds": ("lfcc",), "samples": 32000}, steps=100, epochs=6,
             learning_rate=1e-3, average=0.98, augment={"band": 0.3},
             weights=NARROW.weights | dict.fromkeys(("fastspeech2", "transformer_tts", "wavegrad2"), 0.0)),
-    MORE,
-    replace(MORE, name="lfcc_more_1", seed=1),
+    SHIPPED,
+    replace(SHIPPED, name="lfcc_more_1", seed=1),
     *(replace(run, name=f"{prefix}without_{name}", epochs=epochs, weights=run.weights | dict.fromkeys(families, 0.0))
-      for prefix, run, epochs in (("", MORE, 25), ("narrow_", NARROW, NARROW.epochs)) for name, families in LEFT_OUT.items()),
+      for prefix, run, epochs in (("", SHIPPED, 25), ("narrow_", NARROW, NARROW.epochs)) for name, families in LEFT_OUT.items()),
 )}
 
 
