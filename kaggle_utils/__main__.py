@@ -1,4 +1,4 @@
-"""The command line: ``python -m kaggle_utils {miniature,extract,predict,check,train,evaluate,push,owner} --help``."""
+"""The command line: ``python -m kaggle_utils {miniature,extract,predict,report,check,train,evaluate,push,owner} --help``."""
 
 import argparse
 import sys
@@ -55,6 +55,13 @@ def _parser() -> argparse.ArgumentParser:
     predict.add_argument("--hours", type=float, help="time budget; fewer frames are read when it gets short")
     predict.add_argument("--models", type=Path, help="folder of weights; models/reference holds the study's networks")
     predict.set_defaults(run=run_predict)
+
+    report = commands.add_parser("report", help="write a page about one clip: the verdict, faces over time, heat maps, the voice")
+    report.add_argument("clip", type=Path, help="a video file")
+    report.add_argument("-o", "--output", type=Path, help="the page to write (default: work/CLIP.html)")
+    report.add_argument("--prior", type=float, default=0.5, help="share of fakes expected (default 0.5)")
+    report.add_argument("--models", type=Path, help="folder of weights")
+    report.set_defaults(run=run_report)
 
     check = commands.add_parser("check", help="find what Kaggle would refuse in a submission")
     check.add_argument("submission", type=Path, help="the CSV to check")
@@ -173,6 +180,18 @@ def _caption(row) -> str:
     parts = [row.filename, f"P(fake) {row.label:.2f}", TRUTH.get(row.truth, "")]
     parts.append("" if any(frame["source"] != "fallback" for frame in row.frames) else "no face found")
     return "   ".join(filter(None, parts))
+
+
+def run_report(options: argparse.Namespace) -> None:
+    """Write the page of one clip; say the verdict and where the page lies."""
+    from .detector import Detector
+    from .report import percent, write_report
+
+    if not options.clip.is_file():
+        raise FileNotFoundError(f"{options.clip}: expected a clip")
+    output = options.output or platform.working_folder() / f"{options.clip.stem}.html"
+    found = write_report(options.clip, output, Detector.load(options.models, prior=options.prior))
+    print(f"{options.clip.name}: {found.zone.name}, P(fake) {percent(found.verdict.probability)}\n{output}")
 
 
 def run_check(options: argparse.Namespace) -> None:

@@ -1,0 +1,352 @@
+"""One clip, one page: the verdict in words, each person's score over time, where the networks looked and listened.
+
+:func:`study` looks at one clip more closely than the verdict needs, :func:`page` makes of it one HTML file that asks for
+nothing outside itself: no script, no font, no address. The verdict is that of :meth:`Detector.predict`, from the same ten
+frames; the curves have three times as many.
+"""
+
+import base64
+import copy
+import hashlib
+import math
+import platform
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+from . import __version__, explain, faces, networks, video, voice
+from .detector import Detector, Verdict
+from .extraction import FRAMES
+
+SAMPLED = 3 * FRAMES  # frames of a curve: an odd multiple, so that those of the verdict are among them
+SHOWN = 3  # most suspicious frames of a person, and as many of the least
+RARE = 0.05  # a second prior: one fake in twenty clips
+HEAT_TOP = 5.0  # Grad-CAM, in units of the logit, that is shown as hottest, or the hottest of the page where it is more
+STILL = 640  # px, long side of the picture of the whole frame
+THUMB = 112  # px, side of a picture in the strip
+COLUMNS = 1200  # of a picture of the voice, at most
+
+
+@dataclass(frozen=True)
+class Zone:
+    """A stretch of P(fake), from ``low`` up, and what it is called."""
+
+    low: float
+    name: str
+    sign: str
+    style: str
+
+
+ZONES = (Zone(0.8, "Likely fake", "▲", "fake"), Zone(0.2, "Uncertain", "◆", "unsure"), Zone(0.0, "No sign found", "●", "none"))
+UNKNOWN = Zone(math.nan, "Cannot tell: no face, no voice", "?", "unknown")
+
+
+def zone_of(probability: float) -> Zone:
+    """The zone of a P(fake); that for nothing known where it is NaN."""
+    return UNKNOWN if math.isnan(probability) else next(zone for zone in ZONES if probability >= zone.low)
+
+
+@dataclass(eq=False)
+class Person:
+    """One tracked person over the sampled frames.
+
+    ``crops`` uint8 RGB (n, 256, 256, 3), cut at ``boxes`` (n, 4); ``scores`` P(fake) of each, NaN where no face is known;
+    ``sources`` as in :class:`faces.FaceCrops`; ``heat`` Grad-CAM maps (h, w) of the frames ``most`` and ``least``, by frame.
+    """
+
+    name: str
+    probability: float
+    decides: bool
+    crops: np.ndarray
+    boxes: np.ndarray
+    scores: np.ndarray
+    sources: list[str]
+    most: list[int]
+    least: list[int]
+    heat: dict[int, np.ndarray]
+
+
+@dataclass(eq=False)
+class Voice:
+    """The canonical voice: ``mel`` in dB and ``saliency`` in 0..1 as (bands, frames), lowest band first; ``rate`` in Hz;
+    ``start_s`` and ``end_s`` in the clip; ``windows``: start and end in s, P(fake)."""
+
+    rate: int
+    mel: np.ndarray
+    saliency: np.ndarray
+    start_s: float
+    end_s: float
+    windows: list[tuple[float, float, float]]
+
+
+@dataclass(eq=False)
+class Study:
+    """All that the page of a clip shows; ``times_s`` of the sampled frames, ``kept`` those that the verdict rests on."""
+
+    path: Path
+    verdict: Verdict
+    rare: float  # P(fake) where only RARE of all clips are fake
+    prior: float
+    clip: video.Frames | None
+    people: list[Person]
+    kept: np.ndarray
+    voice: Voice | None
+    digests: dict[str, str]
+
+    @property
+    def duration_s(self) -> float:
+        """Of the picture, or of the voice where that ends later."""
+        return max(self.clip.info.duration_s if self.clip else 0.0, self.voice.end_s if self.voice else 0.0, 1e-3)
+
+    @property
+    def hottest(self) -> float:
+        """The heat that all pictures of the page show as hottest, so that they can be compared."""
+        return max([HEAT_TOP, *(float(heat.max()) for person in self.people for heat in person.heat.values())])
+
+    @property
+    def zone(self) -> Zone:
+        known = not (math.isnan(self.verdict.face) and math.isnan(self.verdict.voice))
+        return zone_of(self.verdict.probability if known else math.nan)
+
+
+def write_report(path: str | Path, output: str | Path, detector: Detector) -> Study:
+    """Write the page of one clip to ``output``.
+
+    Raises:
+        FileNotFoundError: ``path`` is no file.
+    """
+    found = study(path, detector)
+    Path(output).write_text(page(found), encoding="utf-8")
+    return found
+
+
+# --- looking and listening ------------------------------------------------------------------------------------------
+def study(path: str | Path, detector: Detector) -> Study:
+    """Look at one clip and listen to it. What cannot be read is left out, and a warning of the verdict says why.
+
+    Raises:
+        FileNotFoundError: ``path`` is no file.
+    """
+    path, warnings = Path(path), []
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: expected a clip")
+    clip = detector.look(path, SAMPLED, warnings)
+    found = faces.extract_faces(clip.images, detector.finder, rows=len(clip.images)) if clip else []
+    seen = [detector.see(person.images) for person in found]
+    heard = detector.hear(path, warnings)
+    kept = np.resize(video.spread(len(clip.images), FRAMES), FRAMES) if clip else np.zeros(0, int)
+    parts = [_rows(person, kept) for person in found], [{name: x[kept] for name, x in outputs.items()} for outputs in seen]
+    rarer = copy.copy(detector)
+    rarer.prior = RARE
+    rare = rarer.judge(path, clip, *parts, heard, []).probability
+    verdict = detector.judge(path, clip, *parts, heard, warnings)
+    return Study(path, verdict, rare, detector.prior, clip, _people(detector, verdict, found, seen), kept,
+                 _voice(detector, path, heard), detector.digests)
+
+
+def _rows(person: faces.FaceCrops, rows: np.ndarray) -> faces.FaceCrops:
+    return replace(person, images=person.images[rows], boxes=person.boxes[rows], frame_indices=person.frame_indices[rows],
+                   sources=[person.sources[row] for row in rows])
+
+
+def _people(detector: Detector, verdict: Verdict, found: list[faces.FaceCrops], seen: list[dict]) -> list[Person]:
+    """The tracked people; none where no face was found."""
+    shares = [track["probability"] for track in verdict.tracks]
+    people = []
+    for number, (person, outputs, share) in enumerate(zip(found, seen, shares, strict=True)):
+        known = np.array([source != "fallback" for source in person.sources])
+        scores = np.where(known, detector.calibration.probability(outputs["logit"][:, 0], "crop", detector.prior), np.nan)
+        order = [int(frame) for frame in np.argsort(-scores) if known[frame]]
+        most, least = order[:SHOWN], order[::-1][: min(SHOWN, max(len(order) - SHOWN, 0))]
+        shown = most + least
+        maps = explain.grad_cam(detector.face, detector.fitted(person.images[shown])) if shown else []
+        decides = not math.isnan(share) and share == np.nanmax(shares)
+        if shown:
+            people.append(Person(f"Person {'ABCD'[number]}", share, decides, person.images, person.boxes, scores,
+                                 person.sources, most, least, dict(zip(shown, maps, strict=True))))
+    return people
+
+
+def _voice(detector: Detector, path: Path, heard: dict | None) -> Voice | None:
+    """The voice as the network hears it, on the clip's clock."""
+    if heard is None:
+        return None
+    rate = detector.voice_rate
+    recorded = voice.read_voice(path, rate)
+    samples, start_s = voice.canonical_from(recorded, rate)
+    windows = voice.network_windows(recorded, rate, reference=rate == voice.REFERENCE_RATE)
+    starts = voice.window_starts(len(samples), windows.shape[1])
+    levels = voice.log_power(samples, rate, explain.FFT_LENGTH, explain.HOP)[0]
+    bands = networks.filter_bank("mel", 80, rate, explain.FFT_LENGTH).T
+    bands /= bands.sum(axis=1, keepdims=True)
+    sensitive = np.zeros_like(levels)
+    for start, found in zip(starts, explain.saliency(detector.voice, windows), strict=True):
+        place = sensitive[:, start // explain.HOP :][:, : found.shape[1]]
+        np.maximum(place, np.abs(found[:, : place.shape[1]]), out=place)
+    mel = 10 * np.log10(np.maximum(bands @ 10 ** (levels / 10), 1e-8))
+    scores = detector.calibration.probability(heard["logit"][:, 0], "voice", detector.prior)
+    length_s = min(windows.shape[1], len(samples)) / rate
+    return Voice(
+        rate=rate, mel=_fewer_columns(mel - mel.max()), saliency=_smooth(_fewer_columns(bands @ sensitive)),
+        start_s=start_s, end_s=start_s + len(samples) / rate,
+        windows=[(start_s + start / rate, start_s + start / rate + length_s, float(score))
+                 for start, score in zip(starts, scores, strict=True)],
+    )
+
+
+def _fewer_columns(picture: np.ndarray) -> np.ndarray:
+    """(bands, frames) averaged over time to at most ``COLUMNS`` frames."""
+    step = -(-picture.shape[1] // COLUMNS)
+    padded = np.pad(picture, ((0, 0), (0, -picture.shape[1] % step)), mode="edge")
+    return padded.reshape(len(picture), -1, step).mean(axis=2)
+
+
+def _smooth(picture: np.ndarray) -> np.ndarray:
+    """A map without its speckle, in 0..1: what counts is the neighbourhood."""
+    soft = cv2.GaussianBlur(picture.astype(np.float32), (0, 0), sigmaX=6, sigmaY=3)
+    return soft / max(float(soft.max()), 1e-12)
+
+
+# --- the page -------------------------------------------------------------------------------------------------------
+def page(found: Study) -> str:
+    """The page as one text; whatever comes from the clip is escaped by the template."""
+    import jinja2
+
+    templates = jinja2.Environment(loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True,
+                                   undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    templates.filters |= {"percent": percent, "clock": clock, "zone": zone_of, "jpeg": _jpeg, "png": _png}
+    return templates.get_template("report.html.jinja").render(
+        study=found, zones=ZONES, rare=RARE, facts=facts(found), left_out=left_out(found), made_with=made_with(found),
+        ticks=_ticks(found.duration_s), curve=_curve, overlay=_overlay, thumb=_thumb, still=_still, grey=_grey, warm=_warm,
+        isnan=math.isnan, written=datetime.now(UTC).strftime("%d %B %Y, %H:%M UTC"))
+
+
+def percent(probability: float) -> str:
+    """A probability in words of at most five letters."""
+    return "–" if math.isnan(probability) else f"{100 * probability:.0f} %"
+
+
+def clock(seconds: float) -> str:
+    """A time in a clip: 4.2 s, or 1:04 from a minute on."""
+    return f"{seconds:.1f} s" if seconds < 60 else f"{int(seconds) // 60}:{int(seconds) % 60:02d}"
+
+
+def facts(found: Study) -> dict[str, str]:
+    """What the file says of itself."""
+    with open(found.path, "rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    named = {"File": found.path.name, "Size": f"{found.path.stat().st_size / 1e6:.1f} MB"}
+    if found.clip:
+        info = found.clip.info
+        turn = f", stored turned by {info.rotation}° and shown upright here" if info.rotation else ", not rotated"
+        named |= {"Duration": clock(info.duration_s),
+                  "Picture": f"{info.width} × {info.height} pixels{turn}, {info.fps:.4g} frames a second, "
+                             f"{info.frame_count} frames, codec {info.codec}"}
+    return named | {"Sound": _sound(found), "SHA-256": digest}
+
+
+def _sound(found: Study) -> str:
+    readable = found.clip or found.voice
+    return (voice.sound_format(found.path) or "no sound track") if readable else "unknown: the file cannot be read"
+
+
+def left_out(found: Study) -> list[str]:
+    """What was not analysed, and why: of this clip first, then what is never looked at."""
+    lines = [warning.replace(str(found.path), found.path.name) for warning in found.verdict.warnings]
+    if found.clip:
+        lines.append(f"The pictures between the {len(found.clip.images)} sampled ones, of {found.clip.info.frame_count}.")
+    if found.voice:
+        heard = sum(end - start for start, end, _ in found.voice.windows)
+        if heard < 0.95 * (found.voice.end_s - found.voice.start_s):
+            lines.append(f"Sound beyond {len(found.voice.windows)} windows of four seconds, {clock(heard)} in all.")
+    return [*lines, "People beyond the four most prominent, and faces that are small beside the largest one.",
+            "Pictures without a face, scenery and text; whether the lips fit the words; cuts, captions and context.",
+            "Where the file comes from: its history, its metadata and earlier versions of it."]
+
+
+def made_with(found: Study) -> dict[str, str]:
+    """Versions of the software, and the SHA-256 of each file of the weights."""
+    import keras
+
+    backend = keras.backend.backend()
+    packages = {"kaggle_utils": __version__, "Python": platform.python_version(), "Keras": keras.__version__,
+                backend: version(backend), "mtcnn": version("mtcnn"), "OpenCV": cv2.__version__, "numpy": np.__version__}
+    return {"Software": ", ".join(f"{name} {number}" for name, number in packages.items())} | found.digests
+
+
+def _ticks(duration_s: float) -> list[tuple[float, str]]:
+    """Five round times or so along a clip: place in percent, label."""
+    step = next(step for step in (0.5, 1, 2, 5, 10, 20, 30, 60, 120, 300, 600, 1800, 3600, 36000) if duration_s / step <= 6)
+    return [(100 * time / duration_s, clock(time).replace(".0", "")) for time in np.arange(0, duration_s * 0.97, step)]
+
+
+def _curve(person: Person, found: Study) -> tuple[list[str], list[dict]]:
+    """The lines of a curve, broken where no face is known, and its points; x in 0..1000 along the clip, y in 0..100."""
+    points = [{"x": round(1000 * time / found.duration_s, 1), "y": round(100 * (1 - score), 1), "time_s": time, "score": score,
+               "seen": source == "detected"}
+              for time, score, source in zip(found.clip.times_s, person.scores, person.sources, strict=True)]
+    lines: list[list[str]] = [[]]
+    for point in points:
+        if math.isnan(point["score"]):
+            lines.append([])
+        else:
+            lines[-1].append(f"{point['x']},{point['y']}")
+    return [" ".join(line) for line in lines if line], [point for point in points if not math.isnan(point["score"])]
+
+
+# --- pictures -------------------------------------------------------------------------------------------------------
+def _still(found: Study) -> tuple[int, np.ndarray]:
+    """The frame in the middle of those that show most people, and its picture with a lettered box round each face."""
+    seen = np.zeros(len(found.clip.images), int) + sum(~np.isnan(person.scores) for person in found.people)
+    best = np.flatnonzero(seen == seen.max())
+    frame = int(best[len(best) // 2])
+    picture = found.clip.images[frame]
+    scale = min(1.0, STILL / max(picture.shape[:2]))
+    picture = cv2.resize(picture, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
+    for person in found.people:
+        x, y, width, height = (int(side) for side in (person.boxes[frame] * scale).round())
+        if not math.isnan(person.scores[frame]):
+            for colour, thickness in (((0, 0, 0), 4), ((255, 255, 255), 2)):
+                cv2.rectangle(picture, (x, y), (x + width, y + height), colour, thickness, cv2.LINE_AA)
+                place = max(x + 4, 4), max(y + 24, 24)
+                cv2.putText(picture, person.name[-1], place, cv2.FONT_HERSHEY_SIMPLEX, 0.8, colour, thickness, cv2.LINE_AA)
+    return frame, picture
+
+
+def _overlay(person: Person, frame: int, found: Study) -> np.ndarray:
+    return explain.overlay(person.crops[frame], person.heat[frame] / found.hottest)
+
+
+def _thumb(person: Person, frame: int) -> np.ndarray:
+    return cv2.resize(person.crops[frame], (THUMB, THUMB), interpolation=cv2.INTER_AREA)
+
+
+def _grey(levels: np.ndarray) -> np.ndarray:
+    """Levels in dB (bands, frames) as a picture, the lowest band at the bottom, loud dark: uint8 (bands, frames, 3)."""
+    shade = 255 * np.clip(levels / -70, 0, 1)
+    return np.repeat(shade[::-1, :, None], 3, axis=2).astype(np.uint8)
+
+
+def _warm(shares: np.ndarray) -> np.ndarray:
+    """Values in 0..1 as a picture, white over orange to dark red, which a grey printer keeps in order."""
+    stops = np.array([[255, 255, 255], [253, 190, 130], [205, 70, 30], [90, 0, 20]])
+    picture = [np.interp(shares[::-1], np.linspace(0, 1, len(stops)), channel) for channel in stops.T]
+    return np.stack(picture, axis=-1).astype(np.uint8)
+
+
+def _jpeg(picture: np.ndarray) -> str:
+    return _inline(picture, "jpeg", [cv2.IMWRITE_JPEG_QUALITY, 85])
+
+
+def _png(picture: np.ndarray) -> str:
+    return _inline(picture, "png", [])
+
+
+def _inline(picture: np.ndarray, kind: str, options: list[int]) -> str:
+    """A uint8 RGB picture as the text of a src attribute."""
+    data = cv2.imencode(f".{kind}", np.ascontiguousarray(picture[..., ::-1]), options)[1]
+    return f"data:image/{kind};base64,{base64.b64encode(data).decode()}"
