@@ -4,6 +4,8 @@
 # make test-kaggle  make test on the oldest packages allowed, those of Kaggle's image, in an environment of its own
 # make test-cluster the long tests of extraction over processes and a dask cluster, and of training over two devices
 # make benchmark  seconds and faces: the study's procedure, ours and peers, each in an environment of its own; a chart in docs/
+# make test-kills a hundred runs over folders killed at random times
+# make fuzz       10,000 mutated clips through the reading of pictures and of sound
 # make checksums  write models/SHA256SUMS anew, after weights or detector.json were replaced
 # make clean  remove what these made
 
@@ -15,7 +17,7 @@ RESOLUTION ?= highest
 
 export TF_CPP_MIN_LOG_LEVEL ?= 3
 
-.PHONY: run test test-mounts test-kaggle test-cluster benchmark lint checksums clean
+.PHONY: run test test-mounts test-kaggle test-cluster benchmark lint test-kills fuzz checksums clean
 
 run: $(VENV)/.ready
 	$(PY) -m kaggle_utils predict $(DATA)
@@ -45,6 +47,12 @@ work/benchmark/%/.ready: benchmarks/requirements-%.txt | $(VENV)/.ready
 
 lint: $(VENV)/.ready
 	$(VENV)/bin/ruff check benchmarks conftest.py docs kaggle_utils tests notebooks
+
+test-kills: $(VENV)/.ready
+	DEEPFAKE_KILLS=100 $(PY) -m pytest -q tests/test_long_runs.py -k killed
+
+fuzz: $(VENV)/.ready
+	$(PY) tests/fuzz_reading.py 10000
 
 checksums:
 	for folder in models models/reference; do (cd $$folder && sha256sum *.keras detector.json > SHA256SUMS); done
