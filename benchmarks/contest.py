@@ -35,13 +35,13 @@ def serve(work: Callable[[str, Stopwatch], list | None]) -> None:
     """Answer each path with the seconds that ``work(path, stopwatch)`` took and the boxes that it returned.
 
     ``work`` returns for each of the ten frames its faces as x, y, width, height in pixels (and perhaps more), or None where
-    it looks for none. ``processor`` counts the seconds of all threads and of the child processes that have ended.
+    it looks for none.
     """
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # what a library prints must not come between the answers
     for line in sys.stdin:
         stopwatch = Stopwatch()
-        began, used = time.perf_counter(), sum(os.times()[:4])
+        began = time.perf_counter()
         boxes = work(line.rstrip("\n"), stopwatch)
-        seconds = {**stopwatch.seconds, "total": time.perf_counter() - began, "processor": sum(os.times()[:4]) - used}
+        seconds = {**stopwatch.seconds, "total": time.perf_counter() - began}
         print(json.dumps({"seconds": seconds, "boxes": boxes}), file=answers, flush=True)

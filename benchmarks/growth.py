@@ -21,7 +21,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from benchmarks.run import find_clips, peak_mib
 from kaggle_utils import platform
 
-LENGTHS_S, COUNTS, FOLDER_LENGTH_S, REPEATS = (5, 10, 20, 40), (10, 50, 200), 2, 4
+FOLDER_LENGTH_S, REPEATS = 2, 4  # seconds of each clip of a folder; clips of each length
 
 
 def cut(source: Path, target: Path, seconds: int) -> None:
@@ -76,14 +76,16 @@ def draw(lengths: pd.DataFrame, folders: pd.DataFrame, path: Path) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--score", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--lengths", type=int, nargs="+", default=[5, 10, 20, 40], metavar="S", help="of single clips")
+    parser.add_argument("--counts", type=int, nargs="+", default=[10, 50, 200], metavar="N", help="clips in a folder")
     parser.add_argument("--chart", type=Path, default=platform.project_root() / "docs" / "growth.png")
     options = parser.parse_args()
     if options.score:
         print(json.dumps(score(options.score)))
         return
     source = find_clips()[0][0]
-    lengths = pd.DataFrame([measure(source, seconds, REPEATS) for seconds in LENGTHS_S])
-    folders = pd.DataFrame([measure(source, FOLDER_LENGTH_S, count) for count in COUNTS])
+    lengths = pd.DataFrame([measure(source, seconds, REPEATS) for seconds in options.lengths])
+    folders = pd.DataFrame([measure(source, FOLDER_LENGTH_S, count) for count in options.counts])
     print(pd.concat([lengths, folders]).round(1).to_string(index=False))
     draw(lengths, folders, options.chart)
 

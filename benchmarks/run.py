@@ -62,7 +62,8 @@ class Contestant:
                                           text=True, env={**os.environ, "PYTHONDONTWRITEBYTECODE": "1"}))
 
     def look(self, clip: Path) -> dict:
-        """Let it work on a clip; returns its seconds."""
+        """Let it work on a clip; returns its seconds, ``processor`` of them on all cores, its children included."""
+        used = processor_s(self.process.pid)
         self.process.stdin.write(f"{clip}\n")
         self.process.stdin.flush()
         line = self.process.stdout.readline()
@@ -70,14 +71,23 @@ class Contestant:
             raise RuntimeError(f"{self.name} ended at {clip} with code {self.process.wait()}")
         answer = json.loads(line)
         self.boxes[clip.name] = answer["boxes"]
-        return {"clip": clip.name, **answer["seconds"]}
+        return {"clip": clip.name, **answer["seconds"], "processor": processor_s(self.process.pid) - used}
 
 
 def peak_mib(pid: int) -> float:
     """Largest resident memory of a process and of its living children, in MiB."""
     status = Path(f"/proc/{pid}/status").read_text()
-    children = [child for task in Path(f"/proc/{pid}/task").iterdir() for child in (task / "children").read_text().split()]
-    return int(status.split("VmHWM:")[1].split()[0]) / 1024 + sum(peak_mib(int(child)) for child in children)
+    return int(status.split("VmHWM:")[1].split()[0]) / 1024 + sum(map(peak_mib, _children(pid)))
+
+
+def processor_s(pid: int) -> float:
+    """Seconds that a process, its ended and its living children have had of all cores."""
+    ticks = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[11:15]
+    return sum(map(int, ticks)) / os.sysconf("SC_CLK_TCK") + sum(map(processor_s, _children(pid)))
+
+
+def _children(pid: int) -> list[int]:
+    return [int(child) for task in Path(f"/proc/{pid}/task").iterdir() for child in (task / "children").read_text().split()]
 
 
 def find_clips() -> tuple[list[Path], list[Path]]:
@@ -114,17 +124,19 @@ def summarise(contestants: list[Contestant], counted: list[str]) -> pd.DataFrame
     """One row for each contestant: median seconds of its parts, mean over clips; ratios; memory; faces."""
     rows = {one.name: pd.DataFrame(one.seconds).groupby("clip").median().mean() for one in contestants}
     table = pd.DataFrame(rows).T.rename_axis("contestant")
-    table["of reference"] = table["total"] / table.loc[REFERENCE, "total"]
-    table["of grab"] = table["total"] / table.loc[GRAB, "total"]
+    for column, against in (("of reference", REFERENCE), ("of grab", GRAB)):
+        if against in table.index:
+            table[column] = table["total"] / table.loc[against, "total"]
     table["clips/h"] = 3600 / table["total"]
     table["MiB"] = {one.name: peak_mib(one.process.pid) for one in contestants}
-    truth = next(one for one in contestants if one.name == FULL).boxes
-    every = {clip: [[row[:4] for row in frame] for frame in truth[clip]] for clip in counted}
-    wanted = {clip: people(truth[clip]) for clip in counted}
-    for one in contestants:
-        if all(one.boxes.get(clip) for clip in counted):
-            for column, those in (("faces found", wanted), ("of all boxes", every)):
-                table.loc[one.name, column] = count_faces(one.boxes, those) / count_faces(those, those)
+    table["faces found"] = np.nan
+    for truth in (one.boxes for one in contestants if one.name == FULL):
+        every = {clip: [[row[:4] for row in frame] for frame in truth[clip]] for clip in counted}
+        wanted = {clip: people(truth[clip]) for clip in counted}
+        for one in contestants:
+            if all(one.boxes.get(clip) for clip in counted):
+                for column, those in (("faces found", wanted), ("of all boxes", every)):
+                    table.loc[one.name, column] = count_faces(one.boxes, those) / count_faces(those, those)
     return table
 
 
