@@ -16,6 +16,7 @@ HEADER = ["filename", "label"]
 FRAME_LADDER = (10, 6, 3)  # frames read of a clip; the time guard steps down
 DECIMALS = 5
 OUT_OF_TIME = "not scored in the time budget"
+FAILURES = 3  # so many first clips may fail; if all of them do, the fault is not theirs and the error is raised
 MARGIN = 0.95  # share of the time budget that is planned for
 
 
@@ -127,14 +128,18 @@ def score_clips(
     rows = {name: journal.finished.get(name) or unscored(name, OUT_OF_TIME) for name in clips["filename"]}
     _write(output_csv, rows)
     bar = tqdm(waiting.itertuples(), total=len(waiting), desc="clips", unit="clip", disable=not progress)
-    for clip, following in zip(bar, [*waiting["path"].iloc[1:], None], strict=False):
+    failures = 0
+    for done, (clip, following) in enumerate(zip(bar, [*waiting["path"].iloc[1:], None], strict=False)):
         if guard.exhausted:
-            tqdm.write(f"time budget of {hours} h used up: {len(waiting) - bar.n} clips keep the prior")
+            tqdm.write(f"time budget of {hours} h used up: {len(waiting) - done} clips keep the prior")
             break
         started = time.monotonic()
         try:
             rows[clip.filename] = predict(clip.filename, clip.path, guard.frames, following)
         except Exception as error:
+            failures += 1
+            if failures == done + 1 == FAILURES:
+                raise
             rows[clip.filename] = unscored(clip.filename, f"{type(error).__name__}: {error}")
             tqdm.write(f"{clip.filename} keeps the prior: {type(error).__name__}: {error}")
         else:

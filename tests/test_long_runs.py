@@ -38,7 +38,7 @@ def table_of(count: int) -> pd.DataFrame:
 
 def score_slowly(folder: Path) -> None:
     """A run that notes each clip in ``calls`` before it scores it."""
-    def predict(name, path, frames):
+    def predict(name, path, frames, following):
         with open(folder / "calls", "a") as calls:
             calls.write(f"{name}\n")
         time.sleep(0.002)
@@ -86,7 +86,7 @@ def lines_of(path: Path) -> list[str]:
 
 
 def test_a_clip_whose_scoring_fails_keeps_the_prior_says_why_and_is_tried_again(tmp_path, capsys):
-    def fails(name, path, frames):
+    def fails(name, path, frames, following):
         if name == "0001.mp4":
             raise RuntimeError("no memory on the device")
         return {"probability": 0.9, "warnings": []}
@@ -97,7 +97,7 @@ def test_a_clip_whose_scoring_fails_keeps_the_prior_says_why_and_is_tried_again(
     assert "0001.mp4 keeps the prior: RuntimeError: no memory on the device" in capsys.readouterr().out
     called = []
 
-    def works(name, path, frames):
+    def works(name, path, frames, following):
         called.append(name)
         return {"probability": 0.1, "warnings": []}
 
@@ -105,10 +105,19 @@ def test_a_clip_whose_scoring_fails_keeps_the_prior_says_why_and_is_tried_again(
     assert called == ["0001.mp4"] and table["label"].tolist() == [0.9, 0.1, 0.9]
 
 
+def test_a_failure_on_every_clip_is_not_the_clips_fault(tmp_path):
+    def fails(name, path, frames, following):
+        raise RuntimeError("no driver")
+
+    with pytest.raises(RuntimeError, match="no driver"):
+        score_clips(table_of(5), fails, tmp_path / "out.csv", unscored, "stub", progress=False)
+    assert problems_of(tmp_path / "out.csv", table_of(5)["filename"]) == []
+
+
 def test_a_budget_of_seconds_is_kept_by_fewer_frames_and_then_the_prior(tmp_path):
     read, seconds = [], 3.0
 
-    def predict(name, path, frames):
+    def predict(name, path, frames, following):
         read.append(frames)
         time.sleep(0.01 * frames)
         return {"probability": 0.9, "warnings": []}
@@ -134,7 +143,7 @@ class Detector:
         return cls()
 
     def predict_folder(self, folder, output, hours):
-        def predict(name, path, frames):
+        def predict(name, path, frames, following):
             time.sleep(seconds)
             return unscored(name, "x" * 500)
         def unscored(name, reason):
