@@ -21,6 +21,7 @@ COLOURS = {
     "detected": "#2a9d5c", "interpolated": "#e9a227", "fallback": "#8a8a8a",
 }
 SOURCE_MARKERS = {"detected": "o", "interpolated": "^", "fallback": "x"}
+LINE_STYLES = ("-", "--", ":", "-.")  # so that curves differ on paper without colour
 LINE_COLOURS = ("#2b7bba", "#d1495b", "#2a9d5c", "#e9a227", "#7b5ea7", "#6c757d")
 
 
@@ -218,7 +219,8 @@ def reliability(labels: Sequence[int], probabilities: Sequence[float], bins: int
 def frame_scores(
     frames: Sequence[Mapping], title: str = "Score of each frame", clip_score: float | None = None
 ) -> "Figure":
-    """P(fake) over time, a line for each track, a marker for each source; frames without a score stand at the bottom.
+    """P(fake) over time, a line for each track, broken where there is no score, and a marker for each source; frames without
+    a score stand at the bottom.
 
     Args:
         frames: dicts with time_s (s), track, source (detected, interpolated, fallback) and probability (or None):
@@ -229,10 +231,10 @@ def frame_scores(
     axis = axes[0, 0]
     for number, track in enumerate(sorted({frame["track"] for frame in frames}, key=str)):
         own = sorted((frame for frame in frames if frame["track"] == track), key=lambda frame: frame["time_s"])
-        scored = [frame for frame in own if _is_number(frame["probability"])]
+        scores = [frame["probability"] if _is_number(frame["probability"]) else np.nan for frame in own]
         colour = LINE_COLOURS[number % len(LINE_COLOURS)]
-        axis.plot([frame["time_s"] for frame in scored], [frame["probability"] for frame in scored], "-",
-                  color=colour, linewidth=1, label=f"track {track}")
+        axis.plot([frame["time_s"] for frame in own], scores, LINE_STYLES[number % len(LINE_STYLES)], color=colour, linewidth=1,
+                  label=track if isinstance(track, str) else f"track {track}")
         for source, marker in SOURCE_MARKERS.items():
             points = [(frame["time_s"], frame["probability"] if _is_number(frame["probability"]) else 0)
                       for frame in own if frame["source"] == source]

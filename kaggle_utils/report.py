@@ -28,6 +28,7 @@ RARE = 0.05  # a second prior: one fake in twenty clips
 HEAT_TOP = 5.0  # Grad-CAM, in units of the logit, that is shown as hottest, or the hottest of the page where it is more
 STILL = 640  # px, long side of the picture of the whole frame
 THUMB = 112  # px, side of a picture in the strip
+BANDS = 60  # mel bands of a picture of the voice; each spans a bin of the spectrum at least
 COLUMNS = 1200  # of a picture of the voice, at most
 
 
@@ -72,15 +73,24 @@ class Person:
 
 @dataclass(eq=False)
 class Voice:
-    """The canonical voice: ``mel`` in dB and ``saliency`` in 0..1 as (bands, frames), lowest band first; ``rate`` in Hz;
-    ``start_s`` and ``end_s`` in the clip; ``windows``: start and end in s, P(fake)."""
+    """The canonical voice, from ``start_s`` to ``end_s`` in the clip.
+
+    ``mel`` in dB and ``saliency`` in 0..1, (bands, frames), lowest band first; ``frequencies`` (bands,) and ``rate`` in Hz;
+    ``windows``: start and end in s, P(fake).
+    """
 
     rate: int
+    frequencies: np.ndarray
     mel: np.ndarray
     saliency: np.ndarray
     start_s: float
     end_s: float
     windows: list[tuple[float, float, float]]
+
+    @property
+    def times_s(self) -> np.ndarray:
+        """Of the columns of ``mel`` and ``saliency``, in the clip."""
+        return np.linspace(self.start_s, self.end_s, self.mel.shape[1])
 
 
 @dataclass(eq=False)
@@ -181,7 +191,7 @@ def _voice(detector: Detector, path: Path, heard: dict | None) -> Voice | None:
     windows = voice.network_windows(recorded, rate, reference=rate == voice.REFERENCE_RATE)
     starts = voice.window_starts(len(samples), windows.shape[1])
     levels = voice.log_power(samples, rate, explain.FFT_LENGTH, explain.HOP)[0]
-    bands = networks.filter_bank("mel", 80, rate, explain.FFT_LENGTH).T
+    bands = networks.filter_bank("mel", BANDS, rate, explain.FFT_LENGTH).T
     bands /= bands.sum(axis=1, keepdims=True)
     sensitive = np.zeros_like(levels)
     for start, found in zip(starts, explain.saliency(detector.voice, windows), strict=True):
@@ -191,7 +201,8 @@ def _voice(detector: Detector, path: Path, heard: dict | None) -> Voice | None:
     scores = detector.calibration.probability(heard["logit"][:, 0], "voice", detector.prior)
     length_s = min(windows.shape[1], len(samples)) / rate
     return Voice(
-        rate=rate, mel=_fewer_columns(mel - mel.max()), saliency=_smooth(_fewer_columns(bands @ sensitive)),
+        rate=rate, frequencies=bands @ np.linspace(0, rate / 2, bands.shape[1]),
+        mel=_fewer_columns(mel - mel.max()), saliency=_smooth(_fewer_columns(bands @ sensitive)),
         start_s=start_s, end_s=start_s + len(samples) / rate,
         windows=[(start_s + start / rate, start_s + start / rate + length_s, float(score))
                  for start, score in zip(starts, scores, strict=True)],
@@ -209,6 +220,21 @@ def _smooth(picture: np.ndarray) -> np.ndarray:
     """A map without its speckle, in 0..1: what counts is the neighbourhood."""
     soft = cv2.GaussianBlur(picture.astype(np.float32), (0, 0), sigmaX=6, sigmaY=3)
     return soft / max(float(soft.max()), 1e-12)
+
+
+def timeline(found: Study) -> list[dict]:
+    """Every sampled frame of each person, as ``plots.frame_scores`` takes them."""
+    return [{"time_s": float(time), "track": person.name, "source": source,
+             "probability": None if math.isnan(score) else float(score)}
+            for person in found.people
+            for time, source, score in zip(found.clip.times_s, person.sources, person.scores, strict=True)]
+
+
+def moments(found: Study, person: Person) -> tuple[list[np.ndarray], list[np.ndarray], list[str]]:
+    """A person's most and least suspicious crops, the same with their heat, and a title for each pair."""
+    frames = person.most + person.least
+    titles = [f"{percent(person.scores[frame])} at {clock(found.clip.times_s[frame])}" for frame in frames]
+    return [person.crops[frame] for frame in frames], [_overlay(person, frame, found) for frame in frames], titles
 
 
 # --- the page -------------------------------------------------------------------------------------------------------
