@@ -1,4 +1,4 @@
-"""Judge voice networks: generators left out, false alarms after codecs and noise, a plain baseline, where they listen.
+"""Judge voice networks: generators left out, false alarms after codecs and noise, a plain baseline.
 
 The functions take the scores that ``voice_training.train_voice`` writes: the table of voices with a column ``logit``.
 """
@@ -11,7 +11,7 @@ import pandas as pd
 
 from .dataset import FAKE, REAL
 from .metrics import auc, equal_error_rate, sigmoid
-from .vocoders import family, istft, stft
+from .vocoders import family
 from .voice import SAMPLE_RATE, canonical, lfcc
 from .voice_training import Voices, VoiceSettings, noisy, predict_logits, recode, to_int16, unheard
 
@@ -134,27 +134,3 @@ def lfcc_baseline(features: np.ndarray, voices: Voices, settings: VoiceSettings)
     model.fit(features[rows][used], fake[used], logisticregression__sample_weight=weight)
     judged = unheard(voices, settings)
     return voices.table.iloc[judged].assign(logit=model.decision_function(features[judged]), row=judged)
-
-
-# --- where the network listens --------------------------------------------------------------------------------------
-def exchange_map(network: keras.Model, spoofed: np.ndarray, recording: np.ndarray, times: int = 8,
-                 bands: int = 8) -> np.ndarray:
-    """How far the logit of a twin falls when one patch of its spectrogram is exchanged for that of its recording.
-
-    A patch that is blanked (Zeiler and Fergus 2014) would itself sound made; one from the recording does not.
-
-    Args:
-        network: a voice network for 16 kHz with its head.
-        spoofed, recording: float32 windows (T,) of a canonical recording and of the twin made from it, sample by sample
-            at the same place.
-        times, bands: patches along each axis.
-
-    Returns:
-        float32 (bands, times), lowest band first; positive where the patch speaks for FAKE.
-    """
-    made, real = (stft(samples, 512, 128) for samples in (spoofed, recording))
-    band, frame = (np.arange(size) * count // size for size, count in zip(made.shape, (bands, times), strict=True))
-    patches = [(band == b)[:, None] & (frame == t) for b in range(bands) for t in range(times)]
-    mixed = [istft(np.where(patch, real, made), 512, 128, len(spoofed)) for patch in patches]
-    logits = network.predict(np.stack([spoofed, *mixed]).astype(np.float32), batch_size=8, verbose=0)["logit"][:, 0]
-    return (logits[0] - logits[1:]).reshape(bands, times)

@@ -214,20 +214,6 @@ def test_a_speaker_is_flagged_by_the_mean_of_the_voices(voices):
     assert (evaluation.false_alarms([Loudest()], voices, -1.5, 64600)["share"] == 1).all()
 
 
-def test_exchange_finds_the_patch_that_speaks_for_fake():
-    class HighBand:  # answers how much of the voice lies above 6 kHz
-        def predict(self, inputs, **_):
-            power = np.square(np.abs(np.fft.rfft(inputs)))
-            return {"logit": power[:, 12000:].sum(axis=1, keepdims=True)}
-
-    recording = 0.05 * np.sin(np.arange(32000) / 3).astype(np.float32)
-    hiss = signal.sosfilt(signal.butter(8, 6500, "highpass", fs=16000, output="sos"), np.random.default_rng(0).normal(size=32000))
-    hiss[:16000] = 0
-    found = evaluation.exchange_map(HighBand(), recording + 0.05 * hiss.astype(np.float32), recording, times=4, bands=8)
-    assert found.shape == (8, 4)
-    assert found[6:, 2:].sum() > 0.95 * np.abs(found).sum() and np.abs(found[:5]).max() < 0.01 * found.max()
-
-
 def test_joined_voices_keep_their_sources(voices):
     both = voices + voices
     assert both.table["source"].tolist()[6:9] == [0, 1, 2] and both.table["source"].tolist()[18:21] == [12, 13, 14]
