@@ -320,19 +320,20 @@ def _kilohertz(mel: np.ndarray) -> np.ndarray:
     return 0.7 * (10 ** (np.asarray(mel) / 2595) - 1)
 
 
-def waveform(samples: np.ndarray, rate: float, title: str = "Waveform") -> "Figure":
+def waveform(samples: np.ndarray, rate: float, title: str = "Waveform", colour: str = "REAL") -> "Figure":
     """A sound over time.
 
     Args:
         samples: (T,) or (T, channels), floats in [-1, 1] or integers (scaled by the type's largest value).
         rate: samples a second (Hz).
+        colour: a name of ``COLOURS``.
     """
     values = np.asarray(samples)
     values = values / np.iinfo(values.dtype).max if np.issubdtype(values.dtype, np.integer) else values
     values = values.reshape(len(values), -1)
     figure, axes = _figure(values.shape[1], 1, (8, 1.0 + 1.6 * values.shape[1]), title, sharex=True)
     for axis, channel in zip(axes[:, 0], values.T, strict=True):
-        axis.plot(np.arange(len(channel)) / rate, channel, color=COLOURS["REAL"], linewidth=0.5)
+        axis.plot(np.arange(len(channel)) / rate, channel, color=COLOURS[colour], linewidth=0.5)
         axis.set(ylabel="amplitude", ylim=(-1.05, 1.05), xlim=(0, len(channel) / rate))
     axes[-1, 0].set_xlabel("time (s)")
     return figure
