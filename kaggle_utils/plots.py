@@ -209,7 +209,7 @@ def reliability(labels: Sequence[int], probabilities: Sequence[float], bins: int
     error = np.sqrt(observed * (1 - observed) / count)
     diagram.errorbar(predicted, observed, error, fmt="o-", color=COLOURS["REAL"], capsize=3, label="measured ± 1 s.e.")
     diagram.set(ylabel="share of fakes", xlim=(0, 1), ylim=(-0.02, 1.02))
-    diagram.legend(frameon=False)
+    figure.legend(loc="outside lower center", ncols=2, frameon=False)
     centres = (np.minimum(np.floor(predicted * bins), bins - 1) + 0.5) / bins
     counts.bar(centres, count, width=0.9 / bins, color=COLOURS["no label"])
     counts.set(xlabel="P(fake)", ylabel="clips")
