@@ -177,7 +177,7 @@ def run_ffmpeg(path: Path, *options: object, demuxers: str = CONTAINERS, kept: s
     The other stream is not kept: a damaged track gives more errors than a pipe holds, and ffmpeg would wait for ever.
 
     Raises:
-        UnreadableClip: it takes too long.
+        UnreadableClip: it takes too long or crashes.
     """
     from moviepy.config import FFMPEG_BINARY  # the same name in moviepy 1.0.3 and 2.2
 
@@ -189,6 +189,8 @@ def run_ffmpeg(path: Path, *options: object, demuxers: str = CONTAINERS, kept: s
         done = subprocess.run(command, **pipes, check=False, timeout=limit_s)
     except subprocess.TimeoutExpired as error:
         raise UnreadableClip(path, f"ffmpeg is not done with it in {limit_s:.0f} s") from error
+    if done.returncode < 0:
+        raise UnreadableClip(path, f"ffmpeg crashed at it (signal {-done.returncode})")
     return getattr(done, kept)
 
 

@@ -41,7 +41,8 @@ SEEDS = {  # files that are mutated: name, and what ffmpeg makes them of
     "sound.m4a": SOUND,
 }
 INTERESTING = (0, 1, 0x7F, 0x80, 0xFF)
-CONTAINED = ("its decoder crashed", "are not decoded in", "ffmpeg is not done")  # reasons that tell of a crash or a hang
+# reasons that tell of a decoder's crash or hang
+CONTAINED = ("its decoder crashed", "are not decoded in", "ffmpeg is not done", "ffmpeg crashed")
 
 
 def make_seeds(folder: Path) -> dict[str, bytes]:

@@ -46,7 +46,7 @@ def test_a_flat_folder_takes_every_clip_and_its_labels(dfdc):
     assert clips["label"].tolist()[1] == dataset.FAKE and np.isnan(clips["label"].iloc[0])
 
 
-@pytest.mark.parametrize("name", ["../secret.mp4", "/etc/passwd", "a/b.mp4", "..", "", "c\\d.mp4"])
+@pytest.mark.parametrize("name", ["../secret.mp4", "/etc/passwd", "a/b.mp4", "..", "", "c\\d.mp4", "e\0f.mp4"])
 def test_metadata_cannot_leave_the_folder(dfdc, name):
     (dfdc / "train_sample_videos" / "metadata.json").write_text(json.dumps({name: {"label": "REAL"}}))
     with pytest.raises(ValueError, match="plain file names"):

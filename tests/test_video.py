@@ -208,6 +208,23 @@ def test_header_that_lies_about_the_number_of_frames(counter, folder, claimed):
         assert frames.warnings == [f"{path.name}: 24 frames decode of the {claimed} that its header promises"]
 
 
+@pytest.mark.skipif(os.name != "posix", reason="stands a shell script in for ffmpeg")
+@pytest.mark.parametrize("does, reason", [("kill -SEGV $$", "ffmpeg crashed at it (signal 11)"),
+                                          ("exec sleep 60", "ffmpeg is not done with it in 1 s")])
+def test_ffmpeg_that_crashes_or_hangs_is_a_reason(counter, tmp_path, monkeypatch, does, reason):
+    (tmp_path / "ffmpeg").write_text(f"#!/bin/sh\n{does}\n")
+    (tmp_path / "ffmpeg").chmod(0o755)
+    monkeypatch.setattr("moviepy.config.FFMPEG_BINARY", str(tmp_path / "ffmpeg"))
+    monkeypatch.setattr(video, "LIMIT_S", 1.0)
+    assert unreadable_by(lambda: video.run_ffmpeg(counter)) == reason
+
+
+def unreadable_by(read) -> str:
+    with pytest.raises(UnreadableClip) as caught:
+        read()
+    return caught.value.reason
+
+
 def test_damage_in_the_middle_is_survived(counter, folder):
     content = bytearray(counter.read_bytes())
     start = content.index(b"mdat") + (len(content) - content.index(b"mdat")) // 2
