@@ -276,7 +276,7 @@ def training_curves(history, title: str = "Training") -> "Figure":
             if key in values:
                 epochs = np.arange(1, len(values[key]) + 1)
                 axis.plot(epochs, values[key], "o-", markersize=3, color=COLOURS[colour], label=label)
-        axis.set(xlabel="epoch", ylabel=name.replace("_", " "))
+        axis.set(xlabel="epoch", ylabel=name.replace("_", " "), xlim=(0.5, max(map(len, values.values())) + 0.5))
         axis.xaxis.get_major_locator().set_params(integer=True)
         axis.legend(frameon=False, fontsize=8)
     return figure
@@ -306,7 +306,7 @@ def spectrograms(items: Sequence[tuple[str, np.ndarray, np.ndarray, np.ndarray]]
             axis.yaxis.set_major_formatter("{x:g}")
         axis.set(xlabel="time (s)", ylabel="frequency (kHz)", title=name)
         axis.label_outer(remove_inner_ticks=False)
-    figure.colorbar(mesh, ax=axes, label=f"level ({unit})")
+    figure.colorbar(mesh, ax=axes, label="level (dB)" if unit == "dB" else unit)
     return figure
 
 
