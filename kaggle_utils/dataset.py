@@ -1,6 +1,7 @@
 """DFDC's folder layout, the table of training faces, and splits that keep an original with its fakes."""
 
 import json
+import os
 import tarfile
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
@@ -98,6 +99,13 @@ def clips_to_score(folder: str | Path) -> pd.DataFrame:
         "path": [clips / name if is_inside(name) else None for name in names],
         "label": [labels.get(name, np.nan) for name in names],
     })
+
+
+def file_stamp(path: Path | None) -> list[int] | None:
+    """Size in bytes and time of the last change in ns of a file, by which a changed clip is known; None where there is none."""
+    if path is None or not os.path.exists(path):  # not path.exists(), which raises on a name that is too long
+        return None
+    return [path.stat().st_size, path.stat().st_mtime_ns]
 
 
 def _known_labels(folder: Path, clips: Path) -> dict[str, float]:

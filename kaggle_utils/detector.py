@@ -171,7 +171,7 @@ class Detector:
         """As :meth:`examine`, of what was extracted of the clip before, now or by ``python -m kaggle_utils extract``."""
         path, warnings = Path(path), list(extracted.warnings)
         seen = [self.see(person.images) for person in extracted.people]
-        heard = self._heard(path, extracted.samples, extracted.sample_rate, warnings)
+        heard = self.hear(path, extracted.samples, extracted.sample_rate, warnings)
         return self.judge(path, extracted, extracted.people, seen, heard, warnings), extracted.people
 
     def predict_folder(self, folder: str | Path, output_csv: str | Path, hours: float | None = None,
@@ -215,20 +215,12 @@ class Detector:
         with extraction.Ahead(lambda path, frames: extraction.extract(path, self.finder, frames, self.voice_rate)) as ahead:
             return score_clips(clips, verdict_of, output_csv, unscored, fingerprint, hours, progress)
 
-    @staticmethod
-    def look(path: Path, frames: int, warnings: list[str]) -> video.Frames | None:
-        """The frames of a clip, or None with a warning."""
-        clip, found = extraction.look(path, frames)
-        warnings += found
-        return clip
+    def hear(self, path: Path, samples: np.ndarray | None, sample_rate: int, warnings: list[str]) -> dict | None:
+        """The voice network's outputs for the sound of a clip, or None, with a warning where it is silent.
 
-    def hear(self, path: Path, warnings: list[str]) -> dict | None:
-        """The voice network's outputs for a clip, or None with a warning."""
-        samples, found = extraction.listen(path, self.voice_rate)
-        warnings += found
-        return self._heard(path, samples, self.voice_rate, warnings)
-
-    def _heard(self, path: Path, samples: np.ndarray | None, sample_rate: int, warnings: list[str]) -> dict | None:
+        Args:
+            samples: as :func:`extraction.listen` returns them; None where there is no sound. sample_rate: in Hz.
+        """
         outputs = None if samples is None else self._run_voice(samples, sample_rate)
         if samples is not None and outputs is None:
             warnings.append(f"{path.name}: the sound track is silent, the voice was not analysed")
@@ -239,7 +231,7 @@ class Detector:
         """Join what was seen and heard: one curve for each person, and the most suspicious person's score.
 
         Args:
-            path, clip: the clip, and its frames as :meth:`look` returns them, or its extract.
+            path, clip: the clip, and its frames as :func:`extraction.look` returns them, or its extract.
             people, seen: the ten crops of each person, and what :meth:`see` says of them.
             heard: what :meth:`hear` returns.
             warnings: of the steps before; the verdict's are added to them.

@@ -20,7 +20,7 @@ import pandas as pd
 from tqdm.auto import tqdm
 
 from . import faces, isolation, video, voice
-from .dataset import clips_to_score
+from .dataset import clips_to_score, file_stamp
 
 FRAMES = 10  # frames read from a clip
 BACKENDS = ("loky", "dask", "ray")
@@ -172,8 +172,7 @@ def extract_folder(folder: str | Path, cache_folder: str | Path, jobs: int = 1, 
 
 def _key(path: Path, frames: int) -> str:
     """What a cached file was made of: size in bytes and time of the last change of the clip, and the settings."""
-    found = path.stat() if path.exists() else None
-    return f"{found.st_size} {found.st_mtime_ns} {frames}" if found else f"missing {frames}"
+    return " ".join(map(str, [*(file_stamp(path) or ["missing"]), frames]))
 
 
 def _extract_to_file(path: Path, target: Path, key: str, frames: int) -> None:

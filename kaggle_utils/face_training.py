@@ -158,13 +158,13 @@ class FaceBatches(keras.utils.PyDataset):
         return {"crop": crops, "mask": masks, "points": points, "label": labels, "width": widths}, labels
 
 
+# --- the network in training ----------------------------------------------------------------------------------------
 NETWORKS = {
     build.__name__: build for build in
     (networks.one_image_cnn, networks.mesoinception4, networks.face_inception, efficientnet.efficientnet_lite)
 }
 
 
-# --- the network in training ----------------------------------------------------------------------------------------
 def build_face_network(settings: FaceSettings, policy: str = "float32") -> keras.Model:
     """The network of ``settings`` with its head: (size, size, 3) pixels 0–255 -> a dict with ``logit`` (1)."""
     options = {"input_size": settings.size, **settings.network_options}

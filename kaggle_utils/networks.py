@@ -23,7 +23,6 @@ __all__ = [
     "OverFrames",
     "SpecAugment",
     "averaged",
-    "branch_files",
     "face_inception",
     "last_cnn",
     "load_branch",
@@ -641,13 +640,9 @@ def load_network(path: Path | str, policy: str = "float32") -> keras.Model:
 
 def load_branch(folder: Path | str, name: str) -> keras.Model:
     """The network NAME.keras of a folder, `averaged` with the members NAME_*.keras that lie beside it."""
-    first, *others = (load_network(path) for path in branch_files(folder, name))
+    first = load_network(Path(folder) / f"{name}.keras")
+    others = [load_network(path) for path in sorted(Path(folder).glob(f"{name}_*.keras"))]
     return averaged(first, *others) if others else first
-
-
-def branch_files(folder: Path | str, name: str) -> list[Path]:
-    """NAME.keras and its members NAME_*.keras in a folder."""
-    return [Path(folder) / f"{name}.keras", *sorted(Path(folder).glob(f"{name}_*.keras"))]
 
 
 def averaged(first: keras.Model, *others: keras.Model) -> keras.Model:

@@ -20,7 +20,7 @@ import numpy as np
 
 from . import __version__, explain, faces, networks, video, voice
 from .detector import Detector, Verdict
-from .extraction import FRAMES
+from .extraction import FRAMES, listen, look
 
 SAMPLED = 3 * FRAMES  # frames of a curve: an odd multiple, so that those of the verdict are among them
 SHOWN = 3  # most suspicious frames of a person, and as many of the least
@@ -141,13 +141,15 @@ def study(path: str | Path, detector: Detector) -> Study:
     Raises:
         FileNotFoundError: ``path`` is no file.
     """
-    path, warnings = Path(path), []
+    path, rate = Path(path), detector.voice_rate
     if not path.is_file():
         raise FileNotFoundError(f"{path}: expected a clip")
-    clip = detector.look(path, SAMPLED, warnings)
+    clip, warnings = look(path, SAMPLED)
+    samples, unheard = listen(path, rate)
+    warnings = warnings + unheard
     found = faces.extract_faces(clip.images, detector.finder, rows=len(clip.images)) if clip else []
     seen = [detector.see(person.images) for person in found]
-    heard = detector.hear(path, warnings)
+    heard = detector.hear(path, samples, rate, warnings)
     kept = np.resize(video.spread(len(clip.images), FRAMES), FRAMES) if clip else np.zeros(0, int)
     parts = [_rows(person, kept) for person in found], [{name: x[kept] for name, x in outputs.items()} for outputs in seen]
     rarer = copy.copy(detector)
@@ -155,7 +157,7 @@ def study(path: str | Path, detector: Detector) -> Study:
     rare = rarer.judge(path, clip, *parts, heard, []).probability
     verdict = detector.judge(path, clip, *parts, heard, warnings)
     return Study(path, verdict, rare, detector.prior, clip, _people(detector, verdict, found, seen), kept,
-                 _voice(detector, path, heard), detector.digests)
+                 _voice(detector, samples, heard), detector.digests)
 
 
 def _rows(person: faces.FaceCrops, rows: np.ndarray) -> faces.FaceCrops:
@@ -181,12 +183,11 @@ def _people(detector: Detector, verdict: Verdict, found: list[faces.FaceCrops], 
     return people
 
 
-def _voice(detector: Detector, path: Path, heard: dict | None) -> Voice | None:
+def _voice(detector: Detector, recorded: np.ndarray, heard: dict | None) -> Voice | None:
     """The voice as the network hears it, on the clip's clock."""
     if heard is None:
         return None
     rate = detector.voice_rate
-    recorded = voice.read_voice(path, rate)
     samples, start_s = voice.canonical_from(recorded, rate)
     windows = voice.network_windows(recorded, rate, reference=rate == voice.REFERENCE_RATE)
     starts = voice.window_starts(len(samples), windows.shape[1])

@@ -12,6 +12,8 @@ from pathlib import Path
 import pandas as pd
 from tqdm.auto import tqdm
 
+from .dataset import file_stamp
+
 HEADER = ["filename", "label"]
 FRAME_LADDER = (10, 6, 3)  # frames read of a clip; the time guard steps down
 DECIMALS = 5
@@ -121,7 +123,7 @@ def score_clips(
     output_csv = Path(output_csv)
     output_csv.parent.mkdir(parents=True, exist_ok=True)
     journal = Journal(output_csv.with_name(output_csv.name + ".journal"), fingerprint)
-    stamps = {clip.filename: _stamp(clip.path) for clip in clips.itertuples()}
+    stamps = {clip.filename: file_stamp(clip.path) for clip in clips.itertuples()}
     journal.finished = {name: row for name, row in journal.finished.items() if row.get("stamp") == stamps.get(name)}
     waiting = clips[~clips["filename"].isin(journal.finished)]
     guard = TimeGuard(hours, len(waiting))
@@ -147,13 +149,6 @@ def score_clips(
         guard.finished(time.monotonic() - started)
         _write(output_csv, rows)
     return _table(clips, rows)
-
-
-def _stamp(path: Path | None) -> list[int] | None:
-    """Size in bytes and time of the last change in ns of a file, None where there is none."""
-    if path is None or not os.path.exists(path):  # not path.exists(), which raises on a name that is too long
-        return None
-    return [path.stat().st_size, path.stat().st_mtime_ns]
 
 
 def _table(clips: pd.DataFrame, rows: dict[str, dict]) -> pd.DataFrame:

@@ -65,6 +65,16 @@ def test_broken_metadata_names_the_file(dfdc, content):
         dataset.read_dfdc(dfdc)
 
 
+def test_a_file_s_stamp_changes_with_it_and_is_none_where_no_file_can_be(tmp_path):
+    clip = tmp_path / "clip.mp4"
+    clip.write_bytes(b"one")
+    before = dataset.file_stamp(clip)
+    assert before == [3, clip.stat().st_mtime_ns]
+    clip.write_bytes(b"other")
+    assert dataset.file_stamp(clip) != before
+    assert [dataset.file_stamp(path) for path in (None, tmp_path / "none.mp4", tmp_path / ("x" * 300))] == [None] * 3
+
+
 def test_an_empty_folder_is_an_error(tmp_path):
     with pytest.raises(FileNotFoundError, match="expected clips"):
         dataset.clips_to_score(tmp_path)
