@@ -277,7 +277,9 @@ def call(*arguments: str, expect: str, seconds: float) -> re.Match:
     except subprocess.TimeoutExpired as error:
         raise KaggleError(f"{title}: no answer within {seconds:.0f} s") from error
     said = (done.stdout + done.stderr).strip()
-    if "Authentication required" in said:
+    if "Traceback" in said:  # the client fell over the answer: its last line says at what
+        said = said.splitlines()[-1]
+    if "Authentication required" in said or "Unauthorized" in said:
         raise KaggleError(f"{title}: {LOGIN}")
     found = re.search(expect, said)
     if done.returncode or not found:

@@ -10,7 +10,10 @@ import numpy as np
 import pytest
 
 from conftest import ROOT
-from kaggle_utils import platform
+from kaggle_utils import Detector, platform, voice
+
+# P(fake) that the shipped weights, named by their fingerprint, give to `drawn_crops` and `drawn_voice`
+KNOWN = {"fingerprint": "92d4c111d8c49200", "crops": [0.2608, 0.3231], "voice": 0.9376}
 
 SCORE = """
 import json, sys
@@ -36,3 +39,26 @@ def test_another_backend_gives_the_same_scores_as_tensorflow(backend):
     folder = platform.models_folder()
     theirs, ours = (1 / (1 + np.exp(-logits(folder, name))) for name in (backend, "tensorflow"))
     np.testing.assert_allclose(theirs, ours, atol=1e-3)
+
+
+def drawn_crops() -> np.ndarray:
+    """Two smooth pictures, uint8 (2, 224, 224, 3): the same on every platform and release, unlike a decoded clip."""
+    y, x = np.mgrid[:224, :224][..., None] / 224
+    waves = [[np.sin(2 * np.pi * (u * x + v * y) + np.arange(3)) for u, v in of] for of in ([(1, 2), (5, 3)], [(2, 1), (17, 9)])]
+    return np.rint(127.5 + 60 * np.sum(waves, axis=1)).clip(0, 255).astype(np.uint8)
+
+
+def drawn_voice() -> np.ndarray:
+    """Four seconds of gliding harmonics that swell and fade, float32."""
+    t = np.arange(4 * voice.SAMPLE_RATE) / voice.SAMPLE_RATE
+    phase = 2 * np.pi * (120 * t + 5 * np.sin(2 * np.pi * t))
+    return (sum(np.sin(k * phase) / k for k in range(1, 20)) * (0.2 + 0.1 * np.sin(2 * np.pi * 3 * t))).astype(np.float32)
+
+
+def test_every_release_of_keras_gives_the_known_scores():
+    """The same figures hold in `make test` and in `make test-kaggle`, on the oldest releases allowed."""
+    detector = Detector.load()
+    found = {"fingerprint": detector.fingerprint, "crops": detector.score_faces(drawn_crops(), framed=True).tolist(),
+             "voice": detector.score_voice(drawn_voice(), voice.SAMPLE_RATE)}
+    assert found["fingerprint"] == KNOWN["fingerprint"], f"the weights are new: note what they say in KNOWN: {found}"
+    assert found["crops"] == pytest.approx(KNOWN["crops"], abs=1e-3) and found["voice"] == pytest.approx(KNOWN["voice"], abs=1e-3)

@@ -20,7 +20,7 @@ import pytest
 from conftest import ROOT, small_wheels
 from kaggle_utils import kernels, platform
 
-OWNER = "alice"
+OWNER, KEY = "alice", "key-of-alice-0123456789"
 NAMES = list(kernels.notebooks())
 NOT_FOUND = 404, {"code": 404, "message": "Not Found"}
 
@@ -60,11 +60,12 @@ class Kaggle(ThreadingHTTPServer):
 
 class Handler(BaseHTTPRequestHandler):
     def do_POST(self):
-        user, _, key = base64.b64decode(self.headers["Authorization"].removeprefix("Basic ")).decode().partition(":")
+        scheme, _, credentials = self.headers["Authorization"].partition(" ")
+        user, _, key = base64.b64decode(credentials).decode().partition(":") if scheme == "Basic" else (scheme, "", credentials)
         self.server.users.add(user)
         method, body = self.path.rsplit("/", 1)[-1], json.loads(self._body())
         self.server.requests.append((method, body))
-        answer = self.server.answers[method] if key == "right" else (401, {"code": 401, "message": "Unauthorized"})
+        answer = self.server.answers[method] if key == KEY else (401, {"code": 401, "message": "Unauthorized"})
         self._answer(answer(body) if callable(answer) else answer)
 
     def do_PUT(self):
@@ -123,17 +124,25 @@ def environment(kaggle, tmp_path) -> dict[str, str]:
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("KAGGLE", "PYTHONPATH"))}
     return kept | {name: server for name in ("HTTP_PROXY", "http_proxy", "HTTPS_PROXY", "https_proxy")} | {
         "NO_PROXY": "", "no_proxy": "", "HOME": str(tmp_path), "TMPDIR": str(tmp_path), "KAGGLE_CONFIG_DIR": str(tmp_path),
-        "KAGGLE_USERNAME": OWNER, "KAGGLE_KEY": "right", "KAGGLE_API_ENVIRONMENT": "LOCALHOST",
+        "KAGGLE_USERNAME": OWNER, "KAGGLE_KEY": KEY, "KAGGLE_API_ENVIRONMENT": "LOCALHOST",
         "PIP_NO_INDEX": "1", "PIP_FIND_LINKS": str(small_wheels(tmp_path))}
 
 
 @pytest.fixture
 def run(clone, environment):
-    """Run ``python -m MODULE ARGUMENTS`` in the clone."""
+    """Run ``python -m MODULE ARGUMENTS`` in the clone; whatever happens, the key is not printed."""
     def run(module, *arguments, **changed):
-        return subprocess.run([sys.executable, "-m", module, *map(str, arguments)], cwd=clone, env=environment | changed,
+        done = subprocess.run([sys.executable, "-m", module, *map(str, arguments)], cwd=clone, env=environment | changed,
                               capture_output=True, text=True, timeout=120)
+        secrets = [secret for name in ("KAGGLE_KEY", "KAGGLE_API_TOKEN") if (secret := (environment | changed).get(name))]
+        assert not [secret for secret in [*secrets, *map(in_header, secrets)] if secret in done.stdout + done.stderr]
+        return done
     return run
+
+
+def in_header(key: str) -> str:
+    """A key as the client sends it."""
+    return base64.b64encode(f"{OWNER}:{key}".encode()).decode()
 
 
 @pytest.fixture
@@ -264,7 +273,9 @@ def test_kernel_fault(kaggle, push, fault):
 DATA_FAULTS = {
     "refused": ({"CreateDataset": (200, {"status": "error", "error": "Too many data sets"})}, {}, "Too many data sets"),
     "upload refused": ({"StartBlobUpload": (500, {})}, {}, "500 Server Error"),
-    "wrong key": ({}, {"KAGGLE_KEY": "wrong"}, "no valid credentials"),
+    "wrong key": ({}, {"KAGGLE_KEY": "key-that-was-revoked"}, "no valid credentials"),
+    "wrong token": ({}, {"KAGGLE_KEY": "", "KAGGLE_USERNAME": "", "KAGGLE_API_TOKEN": "KGAT_0123456789abcdef"},
+                    "no valid credentials"),
     "no key": ({}, {"KAGGLE_KEY": "", "KAGGLE_USERNAME": ""}, "no valid credentials"),
 }
 
