@@ -42,7 +42,7 @@ class Repeated(keras.utils.PyDataset):
         return self.batch
 
 
-def drawn_faces(count: int = 4096, size: int = 224) -> face_data.Faces:
+def drawn_faces(count: int, size: int = 224) -> face_data.Faces:
     """Crops of noise with the mean landmarks, half of them FAKE: they cost a training step as much as faces do."""
     random = np.random.default_rng(0)
     names = [f"crop{number}" for number in range(count)]
@@ -52,9 +52,10 @@ def drawn_faces(count: int = 4096, size: int = 224) -> face_data.Faces:
 
 
 @contextlib.contextmanager
-def gpu_load(readings: list[float]):
-    """Fill ``readings`` with the GPUs' load in percent, twice a second, while the block runs."""
-    command = ["nvidia-smi", "--query-gpu=utilization.gpu", "--format=csv,noheader,nounits", "--loop-ms=500"]
+def gpu_load(devices: int, readings: list[float]):
+    """Fill ``readings`` with the load of the first ``devices`` GPUs in percent, five times a second, while the block runs."""
+    command = ["nvidia-smi", f"--id={','.join(map(str, range(devices)))}", "--query-gpu=utilization.gpu",
+               "--format=csv,noheader,nounits", "--loop-ms=200"]
     watcher = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     try:
         yield
@@ -80,7 +81,7 @@ def measure(settings: face_training.FaceSettings, faces: face_data.Faces, device
         for name, data in (("repeated", repeated), ("training", batches)):
             count = min(steps, data.num_batches)
             trainer.set_weights(trainer.get_weights())  # fit left weights and averages in the same buffers
-            with gpu_load(readings) if name == "training" and shutil.which("nvidia-smi") else contextlib.nullcontext():
+            with gpu_load(devices, readings) if name == "training" and shutil.which("nvidia-smi") else contextlib.nullcontext():
                 started = time.monotonic()
                 trainer.fit(data, steps_per_epoch=count, shuffle=False, verbose=0)
                 seconds[name] = (time.monotonic() - started) / count
@@ -100,7 +101,8 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=8, help="threads that gather batches")
     parser.add_argument("--devices", type=int, nargs="+", default=[1, 2])
     options = parser.parse_args()
-    faces = face_data.read_faces(options.data / "dfdc_faces", options.cache) if options.data else drawn_faces()
+    drawn = 0 if options.data else options.batch * options.steps
+    faces = drawn_faces(drawn) if drawn else face_data.read_faces(options.data / "dfdc_faces", options.cache)
     settings = replace(face_training.RUNS[options.run], start=None, teachers=(), batch_size=options.batch)
     rows = []
     for devices in options.devices:
