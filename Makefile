@@ -1,5 +1,6 @@
 # make run    a fresh machine to submission.csv and pictures, for the miniature or for DATA=folder
-# make test   every unit test and every notebook, on the miniature; on real clips too where DEEPFAKE_DATA names them
+# make test   every unit test and every notebook, on the miniature; on real clips too where DEEPFAKE_DATA names them;
+#             in WORKERS=2 processes
 # make test-mounts  every notebook as Kaggle runs it: from each of its mount layouts, without the internet
 # make test-kaggle  make test on the oldest packages allowed, those of Kaggle's image, in an environment of its own
 # make test-cluster the long tests of extraction over processes and a dask cluster, and of training over two devices
@@ -14,6 +15,8 @@ VENV   ?= .venv
 PY     := $(VENV)/bin/python
 DATA   ?=
 RESOLUTION ?= highest
+WORKERS ?= 2
+PYTEST := $(PY) -m pytest -q --durations=15
 
 export TF_CPP_MIN_LOG_LEVEL ?= 3
 
@@ -23,16 +26,16 @@ run: $(VENV)/.ready
 	$(PY) -m kaggle_utils predict $(DATA)
 
 test: $(VENV)/.ready lint
-	$(PY) -m pytest -q --durations=15 tests notebooks --nbval-lax --nbval-current-env --nbval-cell-timeout=300
+	$(PYTEST) --numprocesses $(WORKERS) --dist loadfile tests notebooks --nbval-lax --nbval-current-env --nbval-cell-timeout=300
 
 test-mounts: $(VENV)/.ready
-	DEEPFAKE_MOUNTS=all $(PY) -m pytest -q --durations=15 tests/test_mounts.py tests/test_platform.py
+	DEEPFAKE_MOUNTS=all $(PYTEST) tests/test_mounts.py tests/test_platform.py
 
 test-kaggle:
 	$(MAKE) test VENV=.venv-kaggle RESOLUTION=lowest-direct
 
 test-cluster: $(VENV)/.ready
-	DEEPFAKE_LONG=1 $(PY) -m pytest -q --durations=15 tests/test_extraction.py tests/test_data_parallel.py
+	DEEPFAKE_LONG=1 $(PYTEST) tests/test_extraction.py tests/test_data_parallel.py
 
 PEERS := $(patsubst benchmarks/requirements-%.txt,work/benchmark/%/.ready,$(wildcard benchmarks/requirements-*.txt))
 
@@ -49,7 +52,7 @@ lint: $(VENV)/.ready
 	$(VENV)/bin/ruff check benchmarks conftest.py docs kaggle_utils tests notebooks
 
 test-kills: $(VENV)/.ready
-	DEEPFAKE_KILLS=100 $(PY) -m pytest -q tests/test_long_runs.py -k killed
+	DEEPFAKE_KILLS=100 $(PYTEST) tests/test_long_runs.py -k killed
 
 fuzz: $(VENV)/.ready
 	$(PY) tests/fuzz_reading.py 10000
@@ -62,8 +65,8 @@ checksums:
 $(VENV)/.ready: requirements.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.12 ...")'
 	$(PYTHON) -m venv $(VENV)
-	$(PY) -m pip install -q --only-binary :all: uv && $(PY) -m uv pip install --python $(PY) --resolution $(RESOLUTION) -r requirements.txt \
-	  || $(PY) -m pip install --no-compile -r requirements.txt
+	$(PY) -m pip install -q --only-binary :all: uv && $(PY) -m uv pip install --compile-bytecode --resolution $(RESOLUTION) \
+	  --python $(PY) -r requirements.txt || $(PY) -m pip install -r requirements.txt
 	@$(PY) -c 'import cv2' 2>/dev/null || { \
 	  version=$$($(PY) -c 'from importlib.metadata import version; print(version("opencv-python"))'); \
 	  echo "libGL is missing: opencv-python-headless $$version takes the place of opencv-python"; \

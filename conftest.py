@@ -23,13 +23,14 @@ def pytest_collection_modifyitems(items):
 
 
 def pytest_configure(config):
-    """Make what all tests and notebooks share: the miniature, and a folder for results.
+    """Make the miniature, which all tests and notebooks share, and a folder for the results of this process.
 
     The folder is a new one, so that nothing of an earlier run is found in it and nothing of the user's overwritten.
     """
-    from kaggle_utils.miniature import make_miniature
+    if not hasattr(config, "workerinput"):  # the workers of pytest-xdist inherit it
+        from kaggle_utils.miniature import make_miniature
 
-    os.environ["DFDC_DATA"] = str(make_miniature(ROOT / "work" / "miniature"))
+        os.environ["DFDC_DATA"] = str(make_miniature(ROOT / "work" / "miniature"))
     results = tempfile.TemporaryDirectory(prefix="deepfake-tests-")
     os.environ["DEEPFAKE_WORK"] = results.name
     config.add_cleanup(results.cleanup)

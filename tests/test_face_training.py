@@ -153,9 +153,10 @@ def test_averaged_weights_leave_the_trainer_as_it_is(faces):
 
 
 def test_teachers_pull_a_run_towards_their_mean_logit(faces, tmp_path):
-    labelled = face_training.train_face(replace(TINY, epochs=60, self_blended=0.0, augment=None), faces, tmp_path, workers=1)
+    quick = {"workers": 1, "checkpoints": False, "validate_every": 0}
+    labelled = face_training.train_face(replace(TINY, epochs=60, self_blended=0.0, augment=None), faces, tmp_path, **quick)
     taught = replace(labelled.settings, name="pupil", teachers=(str(tmp_path / "tiny.keras"),), taught=1.0, seed=9)
-    pupil = face_training.train_face(taught, faces, tmp_path, workers=1)
+    pupil = face_training.train_face(taught, faces, tmp_path, **quick)
     random = face_training.build_face_network(taught)
     teacher, start = (face_evaluation.predict_logits(net, faces.crops, SIZE) for net in (labelled.network, random))
     assert np.corrcoef(face_evaluation.predict_logits(pupil.network, faces.crops, SIZE), teacher)[0, 1] > 0.9

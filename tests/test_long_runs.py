@@ -132,8 +132,10 @@ def test_a_budget_of_seconds_is_kept_by_fewer_frames_and_then_the_prior(tmp_path
 
 # --- the command line, with a detector that needs no TensorFlow -------------------------------------------------------
 COMMAND = """
-import resource, sys, time, types
+import resource, signal, sys, time, types
 from kaggle_utils import __main__, dataset, submission
+
+signal.signal(signal.SIGINT, signal.default_int_handler)  # the shell lets what it starts in the background ignore Ctrl-C
 
 limit, seconds = int(sys.argv[1]), float(sys.argv[2])
 
