@@ -9,6 +9,7 @@ and serves on TensorFlow. Pixels are RGB in 0..255 as float; samples are mono in
 import json
 import math
 import re
+import tempfile
 import zipfile
 from functools import partial
 from pathlib import Path
@@ -632,9 +633,9 @@ def load_network(path: Path | str, policy: str = "float32") -> keras.Model:
         raise FileNotFoundError(f"{path}: no such file, expected weights in a .keras file")
     if not zipfile.is_zipfile(path):
         raise ValueError(f"{path}: found {path.stat().st_size} bytes that are no archive, expected a .keras file")
-    with zipfile.ZipFile(path) as file:
+    with zipfile.ZipFile(path) as file, tempfile.TemporaryDirectory() as folder:
         model = _rebuilt(json.loads(file.read("config.json")), policy)
-    model.load_weights(path)
+        model.load_weights(file.extract("model.weights.h5", folder))  # in the archive, each step back reads it from the start
     return model
 
 
