@@ -26,6 +26,15 @@ def test_notebook_is_stripped_and_readable(path):
     assert sum("parameters" in cell["metadata"].get("tags", []) for cell in code) == 1
 
 
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_no_cell_captures_output_in_a_widget(path):
+    """nbclient, which runs notebooks on Kaggle and in nbconvert, answers such a cell while it waits for its end, and then
+    does not hear of it: without a time limit it waits for ever."""
+    cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
+    code = ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"]
+    assert not [name for name in ("interact(", "interactive(", "interactive_output(", "Output(") if name in "".join(code)]
+
+
 def test_all_first_cells_are_the_same():
     cells = [json.loads(path.read_text(encoding="utf-8"))["cells"] for path in NOTEBOOKS]
     first = {"".join(next(cell["source"] for cell in some if cell["cell_type"] == "code")) for some in cells}
