@@ -10,8 +10,10 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import IO
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -48,6 +50,7 @@ class Contestant:
 
     name: str
     process: subprocess.Popen
+    errors: IO[str]
     seconds: list[dict] = field(default_factory=list)
     boxes: dict[str, list] = field(default_factory=dict)
 
@@ -57,9 +60,9 @@ class Contestant:
         python = environments / environment / "bin" / "python" if environment else sys.executable
         if not Path(python).exists():
             raise FileNotFoundError(f"{python}: expected the environment of {name!r}; make benchmark makes it")
-        command = [str(python), *str(HERE / script).split()]
-        return cls(name, subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
-                                          text=True, env={**os.environ, "PYTHONDONTWRITEBYTECODE": "1"}))
+        command, errors = [str(python), *str(HERE / script).split()], tempfile.TemporaryFile("w+")  # noqa: SIM115
+        return cls(name, subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors,
+                                          text=True, env={**os.environ, "PYTHONDONTWRITEBYTECODE": "1"}), errors)
 
     def look(self, clip: Path) -> dict:
         """Let it work on a clip; returns its seconds, ``processor`` of them on all cores, its children included."""
@@ -68,7 +71,8 @@ class Contestant:
         self.process.stdin.flush()
         line = self.process.stdout.readline()
         if not line:
-            raise RuntimeError(f"{self.name} ended at {clip} with code {self.process.wait()}")
+            self.errors.seek(0)
+            raise RuntimeError(f"{self.name} ended at {clip} with code {self.process.wait()}:\n{self.errors.read()[-2000:]}")
         answer = json.loads(line)
         self.boxes[clip.name] = answer["boxes"]
         return {"clip": clip.name, **answer["seconds"], "processor": processor_s(self.process.pid) - used}
@@ -155,7 +159,7 @@ def draw(table: pd.DataFrame, path: Path) -> None:
     for place, (_, row) in enumerate(shown.iterrows()):
         found = "" if np.isnan(row["faces found"]) else f", {row['faces found']:.0%} of the faces"
         axes.text(row["total"], place, f" {row['total']:.2f} s{found}", va="center", fontsize=8)
-    axes.set(title=f"Seconds a clip, {os.cpu_count()} cores", xlabel="seconds", xlim=(0, 1.25 * shown["total"].max()))
+    axes.set(title=f"Seconds a clip, {os.cpu_count()} cores", xlabel="seconds", xlim=(0, 1.35 * shown["total"].max()))
     axes.invert_yaxis()
     axes.legend(loc="upper right", fontsize=8)
     figure.savefig(path, dpi=110, bbox_inches="tight")

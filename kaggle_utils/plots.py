@@ -23,6 +23,7 @@ COLOURS = {
 SOURCE_MARKERS = {"detected": "o", "interpolated": "^", "fallback": "x"}
 LINE_STYLES = ("-", "--", ":", "-.")  # so that curves differ on paper without colour
 LINE_COLOURS = ("#2b7bba", "#d1495b", "#2a9d5c", "#e9a227", "#7b5ea7", "#6c757d")
+SHARES = {"auc": "AUC", "eer": "EER", "accuracy": "accuracy"}  # measures from 0 to 1, and what an axis calls them
 
 
 def _figure(rows: int = 1, columns: int = 1, size: tuple[float, float] = (8, 4), title: str | None = None,
@@ -266,7 +267,7 @@ def training_curves(history, title: str = "Training") -> "Figure":
     values = {name: np.asarray(values[name], float) for name in values if name not in ("epoch", "step")}
     names = [name for name in values if not name.startswith("val_")]
     names += [name[4:] for name in values if name.startswith("val_") and name[4:] not in values]
-    columns = min(3, len(names))
+    columns, last = min(3, len(names)), max(map(len, values.values()))
     rows = -(-len(names) // columns)
     figure, axes = _figure(rows, columns, (max(5.0, 4.2 * columns), 3.2 * rows + 0.3), title)
     for axis in axes.flat[len(names):]:
@@ -276,7 +277,9 @@ def training_curves(history, title: str = "Training") -> "Figure":
             if key in values:
                 epochs = np.arange(1, len(values[key]) + 1)
                 axis.plot(epochs, values[key], "o-", markersize=3, color=COLOURS[colour], label=label)
-        axis.set(xlabel="epoch", ylabel=name.replace("_", " "), xlim=(0.5, max(map(len, values.values())) + 0.5))
+        if name in SHARES:
+            axis.set_ylim(-0.03, 1.03)
+        axis.set(xlabel="epoch", ylabel=SHARES.get(name, name.replace("_", " ")), xlim=(0.5, last + 0.5))
         axis.xaxis.get_major_locator().set_params(integer=True)
         axis.legend(frameon=False, fontsize=8)
     return figure

@@ -1,9 +1,10 @@
 """Assembled clips, the ways to join the branches, and their comparison, on drawn embeddings."""
 
 import numpy as np
+import pandas as pd
 import pytest
 
-from kaggle_utils import fusion, networks
+from kaggle_utils import augment, face_data, fusion, networks
 from kaggle_utils import fusion_training as training
 from kaggle_utils.fusion_training import Embeddings
 
@@ -62,6 +63,20 @@ def test_embeddings_are_saved_and_read_back(voices, tmp_path):
     again = Embeddings.load(tmp_path / "voices.npz")
     np.testing.assert_array_equal(again.groups, voices.groups)
     np.testing.assert_allclose(again.outputs["side2"], voices.outputs["side2"], atol=5e-3)
+
+
+def test_faces_are_embedded_in_views_that_differ_and_repeat():
+    table = pd.DataFrame({"label": np.arange(11) % 2, "group": [f"g{number}" for number in range(11)]})
+    crops = np.random.default_rng(0).integers(0, 256, (11, 64, 64, 3), dtype=np.uint8)
+    faces = face_data.Faces(table, crops, np.repeat(augment.mean_landmarks(64)[None], 11, axis=0))
+    network = networks.with_head(networks.mesoinception4(64))
+    found = training.embed_faces(network, faces, size=64, views=3)
+    logits = found.outputs["logit"][..., 0]
+    assert {name: x.shape for name, x in found.outputs.items()} == {
+        name: (11, FRAMES, output.shape[-1]) for name, output in network.output.items()}
+    np.testing.assert_array_equal(logits[:, 3:6], logits[:, :3])
+    assert len(np.unique(logits[:, :3])) == 33
+    assert found.labels.tolist() == table["label"].tolist() and found.groups.tolist() == table["group"].tolist()
 
 
 def test_embeddings_are_made_once(voices, tmp_path):
