@@ -405,17 +405,6 @@ class FaceAugment(keras.layers.Layer):
                          "with_masks": with_masks, "seed": seed, "enabled": enabled}
         self.seeds = keras.random.SeedGenerator(seed)
 
-    @staticmethod
-    def inputs(side: int) -> dict:
-        """Symbolic inputs for crops of ``side`` pixels."""
-        return {
-            "crop": keras.Input((side, side, 3), dtype="uint8", name="crop"),
-            "mask": keras.Input((side, side, 1), dtype="uint8", name="mask"),
-            "points": keras.Input((81, 2), name="points"),
-            "label": keras.Input((1,), name="label"),
-            "width": keras.Input((1,), name="width"),
-        }
-
     def call(self, inputs, training=False):
         crops = ops.cast(inputs["crop"], "float32")
         size = self.settings["size"]

@@ -234,7 +234,13 @@ def make_trainer(network: keras.Model, settings: FaceSettings, crop_size: int, s
     Returns:
         The model, which takes the inputs of ``FaceBatches``, and the optimizer's variable of planned steps.
     """
-    inputs = FaceAugment.inputs(crop_size)
+    inputs = {
+        "crop": keras.Input((crop_size, crop_size, 3), dtype="uint8", name="crop"),
+        "mask": keras.Input((crop_size, crop_size, 1), dtype="uint8", name="mask"),
+        "points": keras.Input((81, 2), name="points"),
+        "label": keras.Input((1,), name="label"),
+        "width": keras.Input((1,), name="width"),
+    }
     pixels = FaceAugment(settings.size, seed=settings.seed, enabled=settings.augment is not None,
                          with_masks=settings.located > 0, **(settings.augment or {}))(inputs)
     outputs = {"logit": network.output["logit"]}

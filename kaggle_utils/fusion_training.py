@@ -71,6 +71,17 @@ def kept(path: str | Path, make: Callable[[], Embeddings]) -> Embeddings:
     return Embeddings.load(path)
 
 
+class Viewer(keras.Model):
+    """A face network that sees its input through ``augment``, in prediction too."""
+
+    def __init__(self, network: keras.Model, augment: FaceAugment):
+        super().__init__()
+        self.network, self.augment = network, augment
+
+    def call(self, inputs):
+        return self.network(self.augment(inputs, training=True), training=False)
+
+
 def embed_faces(network: keras.Model, faces: Faces, size: int = 256, views: int = FRAMES, seed: int = 0) -> Embeddings:
     """Run slightly different views of each crop through the face network.
 
@@ -80,10 +91,8 @@ def embed_faces(network: keras.Model, faces: Faces, size: int = 256, views: int 
         size: side of the views in pixels, which the network takes.
         views: how many are different; they are repeated to ten.
     """
-    inputs, count = FaceAugment.inputs(faces.crops.shape[1]), len(faces.table)
-    augment = FaceAugment(size, zoom=1.06, shift=0.04, angle=5.0, cutout=0.0, quality=0.25, seed=seed)
-    viewer = keras.Model(inputs, network(augment(inputs, training=True)))
-    order = np.resize(np.arange(views), FRAMES)
+    viewer = Viewer(network, FaceAugment(size, zoom=1.06, shift=0.04, angle=5.0, cutout=0.0, quality=0.25, seed=seed))
+    order, count = np.resize(np.arange(views), FRAMES), len(faces.table)
     parts = []
     for start in tqdm(range(0, count, FACES_AT_ONCE), unit="batch"):
         rows = np.repeat(np.minimum(np.arange(start, start + FACES_AT_ONCE), count - 1), views)
