@@ -75,7 +75,7 @@ def _grad_cam(network: keras.Model, crops: np.ndarray) -> np.ndarray:
     held = [output for name, output in network.output.items() if name not in ("embedding", "logit")]  # the side outputs
     cut = [last_map(network), *held]
     maps, *sides = keras.Function(network.inputs, cut)([crops])
-    head = keras.Function(cut, network.get_layer("logit").output)
+    head = keras.Model(cut, network.get_layer("logit").output)  # Function refuses such inputs in Keras 3.13
     maps = keras.ops.convert_to_numpy(maps)
     weights = slopes(lambda values: head([values, *sides]), maps).sum(axis=(1, 2), keepdims=True)
     return np.maximum((weights * maps).sum(axis=-1), 0)
