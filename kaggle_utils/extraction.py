@@ -163,7 +163,8 @@ def extract_folder(folder: str | Path, cache_folder: str | Path, jobs: int = 1, 
     clips["made"] = [not _is_made(row.cache, keys[row.path]) for row in clips.itertuples()]
     waiting = clips[clips["made"]]
     with _spread(backend, scheduler):
-        work = joblib.Parallel(jobs, return_as="generator_unordered", batch_size=1)
+        order = "list" if backend == "ray" else "generator_unordered"  # ray's backend gives all at the end
+        work = joblib.Parallel(jobs, return_as=order, batch_size=1)
         done = work(joblib.delayed(_extract_to_file)(row.path, row.cache, keys[row.path], frames) for row in waiting.itertuples())
         for _ in tqdm(done, total=len(waiting), desc="clips", unit="clip", disable=not progress):
             pass
@@ -199,9 +200,8 @@ def _spread(backend: str, scheduler: str | None) -> Iterator[None]:
         import ray
         from ray.util.joblib import register_ray
 
-        ray.init(scheduler, ignore_reinit_error=True)
         register_ray()
-        with joblib.parallel_config("ray"):
+        with ray.init(scheduler), joblib.parallel_config("ray"):
             yield
     else:
         with joblib.parallel_config("loky"):

@@ -117,6 +117,13 @@ def test_a_cluster_gives_the_same_bytes_and_survives_a_killed_worker(folder, ser
     assert {name: data for name, data in contents(tmp_path).items() if name.endswith(".npz")} == contents(serial)
 
 
+@pytest.mark.skipif("DEEPFAKE_LONG" not in os.environ, reason="make test-cluster runs it")
+def test_ray_gives_the_same_bytes(folder, serial, tmp_path):
+    pytest.importorskip("ray", reason="needs ray: pip install ray")
+    assert extraction.extract_folder(folder, tmp_path, backend="ray", progress=False)["made"].all()
+    assert contents(tmp_path) == contents(serial)
+
+
 def test_an_unknown_backend_is_named(folder, tmp_path):
     with pytest.raises(ValueError, match="expected one of loky, dask, ray, found 'spark'"):
         extraction.extract_folder(folder, tmp_path, backend="spark")
