@@ -177,7 +177,8 @@ def test_what_opencv_cannot_show_is_read_through_a_copy(folder, name, options):
     path = generate(folder / name, f"nullsrc=s=64x48:r=25:d=0.96,format=yuv420p,{COUNTER}", *options)
     frames = read_frames(path, 6)
     assert [index_of(image) for image in frames.images] == [2, 6, 10, 14, 18, 22]
-    np.testing.assert_allclose(np.diff(frames.times_s), 4 / 25, atol=2e-3)
+    unstamped = path.suffix == ".mpg"  # not every frame has a time stamp there: ffmpeg may guess one frame too late
+    np.testing.assert_allclose(np.diff(frames.times_s), 4 / 25, atol=0.041 if unstamped else 2e-3)
     assert frames.info.frame_count == 24
 
 
