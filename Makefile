@@ -75,4 +75,4 @@ $(VENV)/.ready: requirements.txt
 	@touch $@
 
 clean:
-	rm -rf $(VENV) build work .pytest_cache .ruff_cache
+	rm -rf $(VENV) .venv-kaggle build work .pytest_cache .ruff_cache
