@@ -40,8 +40,8 @@ SEEDS = {  # files that are mutated: name, and what ffmpeg makes them of
     "sound.aac": SOUND,
     "sound.m4a": SOUND,
 }
-# The ffmpeg of imageio-ffmpeg 0.6, Kaggle's, dies at every transport stream.
-if DIES_AT_STREAMS := get_ffmpeg_version().startswith("7.0"):
+# The ffmpeg of imageio-ffmpeg 0.6, Kaggle's: it dies at every transport stream, and begins the sound of Matroska elsewhere.
+if OLD_FFMPEG := get_ffmpeg_version().startswith("7.0"):
     del SEEDS["mpeg2.ts"]
 INTERESTING = (0, 1, 0x7F, 0x80, 0xFF)
 # reasons that tell of a decoder's crash or hang

@@ -9,7 +9,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
-from fuzz_reading import DIES_AT_STREAMS
+from fuzz_reading import OLD_FFMPEG
 from imageio_ffmpeg import get_ffmpeg_exe
 
 from kaggle_utils import video
@@ -150,7 +150,7 @@ def test_rotation_flag_is_honoured(corners, folder, counterclockwise, expected):
     ("hevc.mp4", ["-c:v", "libx265", "-x265-params", "log-level=none"]),
     ("mpeg4.avi", ["-c:v", "mpeg4"]),
     ("old.mpg", ["-c:v", "mpeg1video", "-r", 25]),
-    pytest.param("stream.ts", [], marks=pytest.mark.skipif(DIES_AT_STREAMS, reason="this ffmpeg dies at transport streams")),
+    pytest.param("stream.ts", [], marks=pytest.mark.skipif(OLD_FFMPEG, reason="this ffmpeg dies at transport streams")),
     ("eight.mp4", ["-s", "8x8"]),
 ])
 def test_any_pixel_format_gives_three_channels(folder, name, options):
@@ -170,15 +170,15 @@ def test_variable_frame_rate_keeps_the_time_stamps(counter, folder):
 @pytest.mark.parametrize("name, options", [
     ("fields.mp4", ["-flags", "+ildct+ilme", "-x264opts", "tff=1"]),
     ("fields.avi", ["-s", "720x576", "-c:v", "dvvideo", "-flags", "+ildct"]),
-    ("fields.mpg", ["-c:v", "mpeg2video", "-flags", "+ildct+ilme", "-q:v", 2]),
+    # no key frames where the noise looks like a cut: ffmpeg's muxer stamps the frame after one a step too late
+    ("fields.mpg", ["-c:v", "mpeg2video", "-flags", "+ildct+ilme", "-q:v", 2, "-sc_threshold", 1_000_000_000]),
     ("av1.mp4", ["-c:v", "libaom-av1", "-cpu-used", 8, "-crf", 40]),
 ])
 def test_what_opencv_cannot_show_is_read_through_a_copy(folder, name, options):
     path = generate(folder / name, f"nullsrc=s=64x48:r=25:d=0.96,format=yuv420p,{COUNTER}", *options)
     frames = read_frames(path, 6)
     assert [index_of(image) for image in frames.images] == [2, 6, 10, 14, 18, 22]
-    unstamped = path.suffix == ".mpg"  # not every frame has a time stamp there: ffmpeg may guess one frame too late
-    np.testing.assert_allclose(np.diff(frames.times_s), 4 / 25, atol=0.041 if unstamped else 2e-3)
+    np.testing.assert_allclose(np.diff(frames.times_s), 4 / 25, atol=2e-3)
     assert frames.info.frame_count == 24
 
 
