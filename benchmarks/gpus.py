@@ -101,8 +101,8 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=8, help="threads that gather batches")
     parser.add_argument("--devices", type=int, nargs="+", default=[1, 2])
     options = parser.parse_args()
-    drawn = 0 if options.data else options.batch * options.steps
-    faces = drawn_faces(drawn) if drawn else face_data.read_faces(options.data / "dfdc_faces", options.cache)
+    faces = (face_data.read_faces(options.data / "dfdc_faces", options.cache) if options.data
+             else drawn_faces(options.batch * options.steps))
     settings = replace(face_training.RUNS[options.run], start=None, teachers=(), batch_size=options.batch)
     rows = []
     for devices in options.devices:

@@ -23,7 +23,7 @@ COLOURS = {
 SOURCE_MARKERS = {"detected": "o", "interpolated": "^", "fallback": "x"}
 LINE_STYLES = ("-", "--", ":", "-.")  # so that curves differ on paper without colour
 LINE_COLOURS = ("#2b7bba", "#d1495b", "#2a9d5c", "#e9a227", "#7b5ea7", "#6c757d")
-SHARES = {"auc": "AUC", "eer": "EER", "accuracy": "accuracy"}  # measures from 0 to 1, and what an axis calls them
+MEASURES = {"auc": "AUC", "eer": "EER", "accuracy": "accuracy"}  # those from 0 to 1, and what an axis calls them
 
 
 def _figure(rows: int = 1, columns: int = 1, size: tuple[float, float] = (8, 4), title: str | None = None,
@@ -277,9 +277,9 @@ def training_curves(history, title: str = "Training") -> "Figure":
             if key in values:
                 epochs = np.arange(1, len(values[key]) + 1)
                 axis.plot(epochs, values[key], "o-", markersize=3, color=COLOURS[colour], label=label)
-        if name in SHARES:
+        if name in MEASURES:
             axis.set_ylim(-0.03, 1.03)
-        axis.set(xlabel="epoch", ylabel=SHARES.get(name, name.replace("_", " ")), xlim=(0.5, last + 0.5))
+        axis.set(xlabel="epoch", ylabel=MEASURES.get(name, name.replace("_", " ")), xlim=(0.5, last + 0.5))
         axis.xaxis.get_major_locator().set_params(integer=True)
         axis.legend(frameon=False, fontsize=8)
     return figure
