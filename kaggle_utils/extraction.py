@@ -19,8 +19,9 @@ import numpy as np
 import pandas as pd
 from tqdm.auto import tqdm
 
-from . import faces, isolation, video, voice
-from .dataset import clips_to_score, file_stamp
+from .datasets.dfdc import clips_to_score, file_stamp
+from .face import detection, framing
+from .media import isolation, sound, video
 
 FRAMES = 10  # frames read from a clip
 BACKENDS = ("loky", "dask", "ray")
@@ -36,14 +37,15 @@ class Extract:
     ``sample_rate`` Hz, None without a sound track. ``warnings``: what could not be read, each naming the file.
     """
 
-    people: list[faces.FaceCrops]
+    people: list[framing.FaceCrops]
     times_s: np.ndarray
     samples: np.ndarray | None
     sample_rate: int
     warnings: list[str]
 
 
-def extract(path: str | Path, finder: faces.FaceFinder, frames: int = FRAMES, sample_rate: int = voice.SAMPLE_RATE) -> Extract:
+def extract(path: str | Path, finder: detection.FaceFinder, frames: int = FRAMES,
+            sample_rate: int = sound.SAMPLE_RATE) -> Extract:
     """Read a clip once: its frames, the faces in them and, at the same time, its sound.
 
     Args:
@@ -54,7 +56,7 @@ def extract(path: str | Path, finder: faces.FaceFinder, frames: int = FRAMES, sa
     with ThreadPoolExecutor(max_workers=1) as beside:
         sound = beside.submit(listen, path, sample_rate)
         clip, warnings = look(path, frames)
-        people = faces.extract_faces(clip.images, finder) if clip else []
+        people = framing.extract_faces(clip.images, finder) if clip else []
         samples, heard = sound.result()
     return Extract(people, clip.times_s if clip else np.zeros(0), samples, sample_rate, warnings + heard)
 
@@ -71,7 +73,7 @@ def look(path: Path, frames: int) -> tuple[video.Frames | None, list[str]]:
 def listen(path: Path, sample_rate: int) -> tuple[np.ndarray | None, list[str]]:
     """The voice of a clip float32 (T,), or None where there is none or it cannot be read, and warnings."""
     try:
-        samples = voice.read_voice(path, sample_rate)
+        samples = sound.read_voice(path, sample_rate)
     except video.UnreadableClip as error:
         return None, [f"{error}; the voice was not analysed"]
     return samples, [] if samples is not None else [f"{path.name}: no sound track, the voice was not analysed"]
@@ -119,7 +121,7 @@ def load_extract(path: str | Path) -> Extract:
     """Read what :func:`save_extract` wrote; boxes to a hundredth of a pixel, all else as it was."""
     with np.load(path, allow_pickle=False) as file:
         about = json.loads(str(file["about"]))
-        people = [faces.FaceCrops(file[f"images_{n}"], file[f"boxes_{n}"].astype(float), file[f"sources_{n}"].tolist(),
+        people = [framing.FaceCrops(file[f"images_{n}"], file[f"boxes_{n}"].astype(float), file[f"sources_{n}"].tolist(),
                                   file[f"frames_{n}"], int(file[f"track_{n}"])) for n in range(about["people"])]
         samples = file["samples"] / np.float32(32768) if "samples" in file else None
         return Extract(people, file["times_s"], samples, about["sample_rate"], about["warnings"])
@@ -162,7 +164,7 @@ def extract_folder(folder: str | Path, cache_folder: str | Path, jobs: int = 1, 
     keys = {row.path: _key(row.path, frames) for row in clips.itertuples()}
     clips["made"] = [not _is_made(row.cache, keys[row.path]) for row in clips.itertuples()]
     waiting = clips[clips["made"]]
-    with _spread(backend, scheduler):
+    with _parallel_backend(backend, scheduler):
         order = "list" if backend == "ray" else "generator_unordered"  # ray's backend gives all at the end
         work = joblib.Parallel(jobs, return_as=order, batch_size=1)
         done = work(joblib.delayed(_extract_to_file)(row.path, row.cache, keys[row.path], frames) for row in waiting.itertuples())
@@ -181,13 +183,13 @@ def _extract_to_file(path: Path, target: Path, key: str, frames: int) -> None:
 
 
 @cache
-def _finder() -> faces.FaceFinder:
+def _finder() -> detection.FaceFinder:
     """One for each process, so that its networks load once."""
-    return faces.FaceFinder()
+    return detection.FaceFinder()
 
 
 @contextmanager
-def _spread(backend: str, scheduler: str | None) -> Iterator[None]:
+def _parallel_backend(backend: str, scheduler: str | None) -> Iterator[None]:
     """Let joblib run on ``backend``; a client of the scheduler lives as long as the block."""
     if backend not in BACKENDS:
         raise ValueError(f"backend: expected one of {', '.join(BACKENDS)}, found {backend!r}")

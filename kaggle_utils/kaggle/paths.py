@@ -28,7 +28,7 @@ def quick() -> bool:
 
 def project_root() -> Path:
     """The folder that holds the ``kaggle_utils`` package: the clone, or the mounted data set."""
-    return Path(__file__).resolve().parents[1]
+    return Path(__file__).resolve().parents[2]
 
 
 def install_wheels() -> list[str]:
@@ -103,23 +103,6 @@ def working_folder() -> Path:
     folder = Path(os.environ.get("DEEPFAKE_WORK") or (KAGGLE_WORKING if on_kaggle() else project_root() / "work"))
     folder.mkdir(parents=True, exist_ok=True)
     return folder
-
-
-def data_folder() -> Path:
-    """A data set in DFDC's layout, found in this order:
-
-    the folder that ``DFDC_DATA`` names, the competition's mount on Kaggle, ``data/`` in the clone,
-    and else the miniature data set, which is made on the spot in ``work/miniature``.
-    """
-    if named := os.environ.get("DFDC_DATA"):
-        return Path(named)
-    if on_kaggle():
-        return input_folder(COMPETITION)
-    if (data := project_root() / "data").is_dir():
-        return data
-    from .miniature import make_miniature
-
-    return make_miniature(working_folder() / "miniature")
 
 
 def models_folder() -> Path:
