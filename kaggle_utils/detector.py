@@ -37,7 +37,7 @@ class Verdict:
     Attributes:
         probability: calibrated P(fake) of the whole clip, in [0, 1].
         face: P(fake) of the most suspicious tracked face alone; NaN when no face was found.
-        voice: P(fake) of the voice alone; NaN without a sound track or when it is silent.
+        voice: P(fake) of the voice alone; NaN without a sound track or when nobody speaks in it.
         frames: one dict for each crop that was scored: ``time_s``, ``track``, ``box`` (x, y, width, height of the crop
             in source pixels), ``source`` (detected, interpolated or fallback), ``probability`` (None for a fallback).
         tracks: one dict for each person: ``id``, ``probability``, ``frames`` (how many were detected).
@@ -145,7 +145,7 @@ class Detector:
             sample_rate: in Hz, any.
 
         Returns:
-            a float; NaN when there is no voice (nothing over −60 dBFS).
+            a float; NaN when there is no voice: less than a second of speech (``voice.speech``).
         """
         outputs = self._run_voice(samples, sample_rate)
         if outputs is None:
@@ -220,14 +220,14 @@ class Detector:
             return score_clips(clips, verdict_of, output_csv, unscored, fingerprint, hours, progress)
 
     def voice_outputs(self, path: Path, samples: np.ndarray | None, sample_rate: int, warnings: list[str]) -> dict | None:
-        """The voice network's outputs for the sound of a clip, or None, with a warning where it is silent.
+        """The voice network's outputs for the sound of a clip, or None, with a warning where nobody speaks.
 
         Args:
             samples: as :func:`extraction.listen` returns them; None where there is no sound. sample_rate: in Hz.
         """
         outputs = None if samples is None else self._run_voice(samples, sample_rate)
         if samples is not None and outputs is None:
-            warnings.append(f"{path.name}: the sound track is silent, the voice was not analysed")
+            warnings.append(f"{path.name}: no speech heard, the voice was not analysed")
         return outputs
 
     def combine(self, path: Path, clip: video.Frames | extraction.Extract | None, people: list[framing.FaceCrops],
@@ -306,8 +306,8 @@ class Detector:
 
     def _run_voice(self, samples: np.ndarray, sample_rate: int) -> dict[str, np.ndarray] | None:
         """All outputs of the voice network, one row for each window; None when there is nothing to hear."""
-        windows = voice_signal.network_windows(samples, sample_rate, self._hears_reference)
-        return None if windows is None else _run(self.voice, windows, VOICE_BATCH)
+        heard = voice_signal.hear(samples, sample_rate, self._hears_reference)
+        return None if heard is None else _run(self.voice, heard.windows.reshape(-1, *self.voice.input_shape[1:]), VOICE_BATCH)
 
     def _probability(self, logit, kind: str):
         return self.calibration.probability(logit, kind, self.prior)

@@ -191,14 +191,14 @@ def _voice(detector: Detector, recorded: np.ndarray, heard: dict | None) -> Voic
     if heard is None:
         return None
     rate = detector.voice_rate
-    samples, start_s = voice_signal.canonical_from(recorded, rate)
-    windows = voice_signal.network_windows(recorded, rate, reference=rate == sound.REFERENCE_RATE)
-    starts = voice_signal.window_starts(len(samples), windows.shape[1])
+    speech = voice_signal.hear(recorded, rate, reference=rate == sound.REFERENCE_RATE)
+    samples, start_s = speech.samples, speech.start_s
+    windows = speech.windows.reshape(-1, *detector.voice.input_shape[1:])
     levels = voice_signal.log_power(samples, rate, explain.FFT_LENGTH, explain.HOP)[0]
     bands = voice_networks.filter_bank("mel", BANDS, rate, explain.FFT_LENGTH).T
     bands /= bands.sum(axis=1, keepdims=True)
     sensitive = np.zeros_like(levels)
-    for start, found in zip(starts, explain.saliency(detector.voice, windows), strict=True):
+    for start, found in zip(speech.starts, explain.saliency(detector.voice, windows), strict=True):
         place = sensitive[:, start // explain.HOP :][:, : found.shape[1]]
         np.maximum(place, np.abs(found[:, : place.shape[1]]), out=place)
     mel = 10 * np.log10(np.maximum(bands @ 10 ** (levels / 10), 1e-8))
@@ -209,7 +209,7 @@ def _voice(detector: Detector, recorded: np.ndarray, heard: dict | None) -> Voic
         mel=_fewer_columns(mel - mel.max()), saliency=_smooth(_fewer_columns(bands @ sensitive)),
         start_s=start_s, end_s=start_s + len(samples) / rate,
         windows=[(start_s + start / rate, start_s + start / rate + length_s, float(score))
-                 for start, score in zip(starts, scores, strict=True)],
+                 for start, score in zip(speech.starts, scores, strict=True)],
     )
 
 

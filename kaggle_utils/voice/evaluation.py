@@ -1,102 +1,175 @@
-"""Judge voice networks: generators left out, false alarms after codecs and noise, a plain baseline.
+"""Judge voice networks on pages and systems that they never heard, as recorded and through channels.
 
-The functions take the scores that ``voice_training.train_voice`` writes: the table of voices with a column ``logit``.
+Five folds of pages: the networks of a fold learn from the other pages, without the systems of their own
+(``data.training_rows``), and judge theirs. :func:`judge_folds` trains and scores, :func:`figures` makes tables of it.
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
 
 import keras
 import numpy as np
 import pandas as pd
+from scipy import signal
 
+from .. import storage
 from ..datasets.dfdc import FAKE, REAL
 from ..media.sound import SAMPLE_RATE
-from ..metrics import auc, equal_error_rate, sigmoid
-from .data import Voices, noisy, recode, to_int16
-from .signal import canonical, lfcc
-from .training import VoiceSettings, predict_logits, unheard
-from .vocoders import family
+from ..metrics import auc, bootstrap_interval, equal_error_rate, fit_line, sigmoid
+from ..results import result
+from . import data
+from .data import FOLDS, Voices, folds, noisy, to_int16, training_rows
+from .signal import lfcc
+from .training import RUNS, VoiceSettings, predict_logits, train_voice
 
-CHANNELS = ("as recorded", "aac_64", "opus_24", "telephone", "noise 15 dB")
-
-
-# --- figures --------------------------------------------------------------------------------------------------------
-def threshold_of_eer(scores: pd.DataFrame) -> float:
-    """The logit, midway between two scores, above which as many bona fide voices lie as spoofed ones lie below."""
-    real, fake = (np.sort(scores.loc[scores["label"] == label, "logit"]) for label in (REAL, FAKE))
-    places = np.sort(scores["logit"].to_numpy())
-    alarms = 1 - np.searchsorted(real, places, side="left") / len(real)
-    misses = np.searchsorted(fake, places, side="left") / len(fake)
-    found = np.argmin(np.abs(alarms - misses))
-    return float(places[max(found - 1, 0)] + places[found]) / 2
+CHANNELS = ("as recorded", "aac_64", "mp3_48", "opus_24", "telephone", "low-pass 3.4 kHz", "22 kHz", "noise 15 dB", "room")
+MEMBERS = ("lfcc", "linear")  # averaged, as shipped
+BASELINES = ("voice_cnn", "lfcc_regression")
+COMMAND = "python -m kaggle_utils evaluate voice"
 
 
-def by_family(scores: pd.DataFrame, families: Sequence[str] | None = None) -> pd.DataFrame:
-    """EER and AUC of each family of generators against all bona fide voices of ``scores``.
-
-    Columns: voices (spoofed), speakers (of them), eer, auc.
-    """
-    real = scores[scores["label"] == REAL]
-    fakes = scores[scores["label"] == FAKE]
-    groups = fakes.groupby(fakes["generator"].map(family))
-    lines = {}
-    for name, some in groups:
-        if families is None or name in families:
-            both = pd.concat([real, some])
-            labels, chances = both["label"].to_numpy(), sigmoid(both["logit"].to_numpy())
-            lines[name] = {"voices": len(some), "speakers": some["speaker"].nunique(),
-                           "eer": equal_error_rate(labels, chances), "auc": auc(labels, chances)}
-    return pd.DataFrame(lines).T
+# --- channels -------------------------------------------------------------------------------------------------------
+def heard_through(voices: Voices, channel: str, processes: int = 1) -> Voices:
+    """Voices as recorded, at 16 kHz, after one of ``CHANNELS``; canonical."""
+    if channel in data.CODECS:
+        samples = data.recoded(voices.samples, channel, voices.rate, processes)
+    else:
+        samples = [_heard(channel, samples, seed) for seed, samples in enumerate(voices.samples)]
+    return data.prepared(Voices(voices.table, samples), processes=processes)
 
 
-def left_out(scores: pd.DataFrame, settings: VoiceSettings) -> pd.DataFrame:
-    """:func:`by_family` for the families that a run was not given, all spoofed voices of unheard speakers together below."""
-    families = [name for name, share in settings.weights.items() if share == 0]
-    return by_family(scores, families)
+def _heard(channel: str, samples: np.ndarray, seed: int) -> np.ndarray:
+    match channel:
+        case "as recorded":
+            return samples
+        case "noise 15 dB":
+            return noisy(samples, 15, seed)
+        case "room":
+            return to_int16(_in_a_room(samples / np.float32(32768), seed))
+        case "low-pass 3.4 kHz":
+            return to_int16(signal.sosfilt(signal.butter(8, 3400, fs=SAMPLE_RATE, output="sos"), samples / 32768))
+        case "22 kHz":
+            there = signal.resample_poly(samples / 32768, 441, 320)
+            return to_int16(signal.resample_poly(there, 320, 441))
+    raise ValueError(f"channel: found {channel!r}, expected one of {', '.join(CHANNELS)}")
 
 
-def averaged(parts: Sequence[pd.DataFrame]) -> pd.DataFrame:
-    """Scores of several networks on the same rows as those of their average: the mean of the logits."""
-    rows = [part.set_index("row") for part in parts]
-    shared = rows[0].index
-    if any(not part.index.equals(shared) for part in rows):
-        raise ValueError("expected scores of the same rows, in the same order")
-    return parts[0].assign(logit=np.mean([part["logit"].to_numpy() for part in rows], axis=0))
+def _in_a_room(samples: np.ndarray, seed: int) -> np.ndarray:
+    """Direct sound and, 3 dB under it, noise that decays by 60 dB in 0.5 s (Moorer 1979)."""
+    seconds = np.arange(SAMPLE_RATE // 2) / SAMPLE_RATE
+    tail = np.random.default_rng(seed).standard_normal(len(seconds)) * np.exp(-6.9 * seconds / 0.5)
+    tail *= 10 ** (-3 / 20) / np.sqrt(np.sum(np.square(tail)))
+    tail[0] += 1
+    wet = signal.fftconvolve(samples, tail)[: len(samples)]
+    return wet * min(1.0, 0.99 / max(float(np.abs(wet).max()), 1e-6))
 
 
-# --- false alarms ---------------------------------------------------------------------------------------------------
-def false_alarms(networks: Sequence[keras.Model], voices: Voices, threshold: float, length: int) -> pd.DataFrame:
-    """How many bona fide speakers are flagged after codecs, telephone band and noise.
+# --- folds ----------------------------------------------------------------------------------------------------------
+def make_channels(folder: str | Path, output: str | Path, processes: int = 1) -> None:
+    """Write ``CHANNEL.npz`` of all voices under ``folder`` for each channel that ``output`` lacks."""
+    voices = None
+    for channel in CHANNELS:
+        if not (path := _channel_file(output, channel)).is_file():
+            voices = voices or data.read_voices(folder)
+            Path(output).mkdir(parents=True, exist_ok=True)
+            heard_through(voices, channel, processes).save(path)
+
+
+def _channel_file(folder: str | Path, channel: str) -> Path:
+    return Path(folder) / f"{channel.replace(' ', '_')}.npz"
+
+
+def judge_fold(settings: VoiceSettings, corpus: Voices, judged: int, channels: str | Path, output: str | Path,
+               minutes: float | None = None) -> pd.DataFrame:
+    """Train on the pages of all folds but one, and score that one through every channel.
 
     Args:
-        networks: one, or several whose logits are averaged.
-        voices: as recorded, at 16 kHz, not yet canonical; its bona fide speakers are judged.
-        threshold: logit; a speaker is flagged when the mean over the speaker's voices lies above.
-        length: of the networks' window, in samples.
+        corpus: canonical, with copies, at ``settings.rate``. judged: the fold.
+        channels: folder of :func:`make_channels`. output: gets the run, ``NAME_foldK``, and ``NAME_foldK.judged.csv``.
 
     Returns:
-        A line for each of ``CHANNELS``: speakers, flagged speakers, share; voices, share of flagged voices.
+        A line for each voice and channel: the table's columns, ``row``, ``fold``, ``channel``, ``logit``.
     """
-    real = np.flatnonzero(voices.table["label"] == REAL)
-    person = (voices.table["corpus"] + "-" + voices.table["speaker"]).to_numpy()[real]
-    lines = {}
+    fold = folds(corpus.table)
+    rows = training_rows(corpus.table, fold, judged)
+    name = f"{settings.name}_fold{judged}"
+    network = train_voice(replace(settings, name=name, seed=settings.seed + judged), corpus, rows, output, minutes).network
+    return score_channels(network, settings, np.flatnonzero(fold == judged), channels).assign(fold=judged).pipe(
+        _written, Path(output) / f"{name}.judged.csv")
+
+
+def judge_speakers(settings: VoiceSettings, corpus: Voices, channels: str | Path, output: str | Path,
+                   minutes: float | None = None) -> pd.DataFrame:
+    """The same for known pages and systems and unknown speakers: a fifth of the named speakers is left out."""
+    speakers = corpus.table["speaker"]
+    names = np.random.default_rng(0).permutation(sorted(set(speakers) - {""}))
+    held = speakers.isin(names[: len(names) // 5])
+    learnt = set(corpus.table.loc[~held, "system"])
+    judged = np.flatnonzero(held & corpus.table["system"].isin(learnt))
+    name = f"{settings.name}_speakers"
+    network = train_voice(replace(settings, name=name), corpus, np.flatnonzero(~held), output, minutes).network
+    return score_channels(network, settings, judged, channels).assign(fold=-1).pipe(
+        _written, Path(output) / f"{name}.judged.csv")
+
+
+def score_channels(network: keras.Model, settings: VoiceSettings, rows: np.ndarray, channels: str | Path) -> pd.DataFrame:
+    """Logits of these rows through every channel."""
+    parts = []
     for channel in CHANNELS:
-        heard = [_heard(voices.samples[row], channel, int(row)) for row in real]
-        some = Voices(voices.table.iloc[real].reset_index(drop=True), heard)
-        logits = np.mean([predict_logits(network, some, np.arange(len(real)), length) for network in networks], axis=0)
-        speakers = pd.Series(logits).groupby(person).mean()
-        lines[channel] = {"speakers": len(speakers), "flagged": int((speakers > threshold).sum()),
-                          "share": float((speakers > threshold).mean()), "voices": len(real),
-                          "share of voices": float((logits > threshold).mean())}
-    return pd.DataFrame(lines).T
+        voices = Voices.load(_channel_file(channels, channel)).take(rows).at(settings.rate)
+        heard = np.flatnonzero([len(samples) > 0 for samples in voices.samples])
+        logits = predict_logits(network, voices, heard, settings.length)
+        parts.append(voices.table.iloc[heard].assign(row=rows[heard], channel=channel, logit=logits))
+    return pd.concat(parts, ignore_index=True)
 
 
-def _heard(samples: np.ndarray, channel: str, seed: int) -> np.ndarray:
-    if channel == "noise 15 dB":
-        samples = noisy(samples, 15, seed)
-    elif channel != "as recorded":
-        samples = recode(samples, SAMPLE_RATE, channel)
-    return to_int16(canonical(samples / np.float32(32768), SAMPLE_RATE))
+def _written(table: pd.DataFrame, path: Path) -> pd.DataFrame:
+    table.to_csv(path, index=False, float_format="%.5f")
+    return table
+
+
+def judge_folds(folder: str | Path, output: str | Path, names: Sequence[str] = (*MEMBERS, "voice_cnn"),
+                minutes: float | None = None, processes: int = 1) -> pd.DataFrame:
+    """Scores of every voice by networks that never heard its page and systems; what ``output`` holds is not made again.
+
+    Args:
+        folder: of voices (``data.read_voices``). output: gets corpus, channels, runs and scores.
+        names: of ``RUNS``. minutes: for each training.
+
+    Returns:
+        As :func:`judge_fold`, with the column ``network``; the plain baseline among the networks.
+    """
+    from .training import make_corpus
+
+    output = Path(output)
+    make_channels(folder, output, processes)
+    if not (cache := output / "voices.npz").is_file():
+        make_corpus(folder, processes=processes).save(cache)
+    corpus, parts = Voices.load(cache), []
+    for name in names:
+        at_rate = corpus.at(RUNS[name].rate)
+        for judged in (*range(FOLDS), "speakers"):
+            done = output / f"{name}_{judged if judged == 'speakers' else f'fold{judged}'}.judged.csv"
+            if done.is_file():
+                scores = pd.read_csv(done, keep_default_na=False)
+            elif judged == "speakers":
+                scores = judge_speakers(RUNS[name], at_rate, output, output, minutes)
+            else:
+                scores = judge_fold(RUNS[name], at_rate, judged, output, output, minutes)
+            parts.append(scores.assign(network=name))
+    parts.append(lfcc_baseline(Voices.load(_channel_file(output, CHANNELS[0]))).assign(network="lfcc_regression"))
+    return pd.concat(parts, ignore_index=True)
+
+
+def averaged(scores: pd.DataFrame, names: Sequence[str] = MEMBERS) -> pd.DataFrame:
+    """Scores of the average of some networks: the mean of their logits."""
+    some = scores[scores["network"].isin(names)]
+    keys = [column for column in some.columns if column not in ("network", "logit")]
+    mean = some.groupby(keys, as_index=False, dropna=False)["logit"].agg(["mean", "size"])
+    if (mean["size"] != len(names)).any():
+        raise ValueError(f"expected a score of each of {', '.join(names)} for every voice and channel")
+    return mean.rename(columns={"mean": "logit"}).drop(columns="size")
 
 
 # --- the plain baseline ---------------------------------------------------------------------------------------------
@@ -106,24 +179,69 @@ def lfcc_statistics(samples: np.ndarray, rate: int = SAMPLE_RATE) -> np.ndarray:
     return np.concatenate([features.mean(axis=1), features.std(axis=1)]).astype(np.float32)
 
 
-def lfcc_baseline(features: np.ndarray, voices: Voices, settings: VoiceSettings) -> pd.DataFrame:
-    """Logistic regression on :func:`lfcc_statistics` (N, 120), trained and scored on the rows of a run of ``settings``.
-
-    Families have the shares that the run gives them, both classes weigh alike.
-    """
+def lfcc_baseline(voices: Voices) -> pd.DataFrame:
+    """Logistic regression on :func:`lfcc_statistics`, both classes weighted alike, on the same folds, as recorded."""
     from sklearn.linear_model import LogisticRegression
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler
 
-    rows = voices.rows("train")
-    table = voices.table.iloc[rows]
-    families = table["generator"].map(family)
-    weight = (families.map(settings.weights).fillna(1.0) / families.map(families.value_counts())).to_numpy()
-    fake = (table["label"] == FAKE).to_numpy()
-    weight = np.where(fake, weight, weight[fake].sum() / (~fake).sum())
-    used = weight > 0
-    weight = weight[used] / weight[used].mean()
-    model = make_pipeline(StandardScaler(), LogisticRegression(C=1.0, max_iter=2000))
-    model.fit(features[rows][used], fake[used], logisticregression__sample_weight=weight)
-    judged = unheard(voices, settings)
-    return voices.table.iloc[judged].assign(logit=model.decision_function(features[judged]), row=judged)
+    features = np.stack([lfcc_statistics(samples / np.float32(32768)) for samples in voices.samples])
+    labels, fold, parts = voices.table["label"].to_numpy(), folds(voices.table), []
+    for judged in range(FOLDS):
+        rows, there = training_rows(voices.table, fold, judged), np.flatnonzero(fold == judged)
+        model = make_pipeline(StandardScaler(), LogisticRegression(C=0.1, max_iter=2000, class_weight="balanced"))
+        model.fit(features[rows], labels[rows])
+        parts.append(voices.table.iloc[there].assign(row=there, channel=CHANNELS[0], fold=judged,
+                                                     logit=model.decision_function(features[there])))
+    return pd.concat(parts, ignore_index=True)
+
+
+# --- figures --------------------------------------------------------------------------------------------------------
+def eer(scores: pd.DataFrame) -> float:
+    """EER of a table of scores."""
+    return equal_error_rate(scores["label"], sigmoid(scores["logit"]))
+
+
+def by_page(scores: pd.DataFrame) -> pd.DataFrame:
+    """EER of each page that has both classes, with intervals over its voices; of all below, over pages.
+
+    Args:
+        scores: of one network, through one channel.
+    """
+    lines = {}
+    for page, some in scores.groupby("page"):
+        if some["label"].nunique() == 2:
+            lines[page] = _line(some, None)
+    lines["all"] = _line(scores, scores["page"])
+    return pd.DataFrame(lines).T
+
+
+def _line(some: pd.DataFrame, groups: pd.Series | None) -> dict:
+    labels, chances = some["label"].to_numpy(), sigmoid(some["logit"].to_numpy())
+    low, high = bootstrap_interval(equal_error_rate, labels, chances, groups, rounds=300)
+    return {"spoofed": int(labels.sum()), "bona fide": int((1 - labels).sum()), "EER": equal_error_rate(labels, chances),
+            "low": low, "high": high, "AUC": auc(labels, chances)}
+
+
+def by_system(scores: pd.DataFrame, false_alarms: float = 0.05) -> pd.DataFrame:
+    """Recall of each system at the threshold that flags ``false_alarms`` of all bona fide voices, with intervals."""
+    threshold = float(np.quantile(scores.loc[scores["label"] == REAL, "logit"], 1 - false_alarms))
+    fakes = scores[scores["label"] == FAKE]
+    groups = {**dict(list(fakes.groupby("system"))), "all": fakes}
+    return pd.DataFrame({name: _share(some["logit"] > threshold, "recall") for name, some in groups.items()}).T
+
+
+def false_alarms(scores: pd.DataFrame, line: tuple[float, float], by: str) -> pd.DataFrame:
+    """Share of bona fide voices over one half, after the calibration ``line``, by ``page`` or ``channel``, with intervals."""
+    real = scores[scores["label"] == REAL]
+    over = line[0] * real["logit"] + line[1] > 0
+    groups = {**dict(list(over.groupby(real[by], sort=False))), "all": over}
+    return pd.DataFrame({name: _share(some, "over one half") for name, some in groups.items()}).T
+
+
+def _share(hits: pd.Series, name: str) -> dict:
+    """A share with its 95 % interval (Wilson 1927)."""
+    count, share, z = len(hits), float(hits.mean()), 1.96
+    middle = (share + z**2 / (2 * count)) / (1 + z**2 / count)
+    half = z / (1 + z**2 / count) * np.sqrt(share * (1 - share) / count + z**2 / (4 * count**2))
+    return {"voices": count, name: share, "low": middle - half, "high": middle + half}

@@ -205,24 +205,30 @@ def voice_inception(
     dropout: float = 0.5,
     standardize: str = "band",
     floor: float = 1e-6,
+    attentive: bool = False,
 ) -> keras.Model:
     """A small inception network on spectrograms of a voice at 16 kHz: (samples,) -> the outputs of `voice_cnn`.
 
-    Each of `kinds` of `LogSpectrogram` has a tower of its own: a 5 x 5 convolution, then three stages of two
+    Each of `kinds` of `LogSpectrogram` has a tower of its own: a 5 x 5 convolution (every second band of "linear"), then three stages of two
     inception blocks with 2, 4 and 8 times `width` channels. The sides are global maxima of the stages through
     a dense layer; the embedding reads them and the pooled last stage, so that its head trains all of them.
+    attentive: a channel says in which band a value lies, and mean and deviation over time, weighted by attention, are
+        pooled too (Okabe et al. 2018).
     """
     waveform = keras.Input((samples,), name="samples")
     pooled, stages = [], {"side1": [], "side2": [], "side3": []}
     for kind in kinds:
         x = SpecAugment()(LogSpectrogram(kind, standardize=standardize, floor=floor, name=f"log_{kind}")(waveform))
-        x = _normalized_conv(x, width, 5, normalization)
+        x = BandPosition()(x) if attentive else x
+        x = _normalized_conv(x, width, 5, normalization, strides=(1, 2) if x.shape[2] > 128 else 1)
         for number, name in enumerate(stages):
             x = layers.MaxPooling2D(2, padding="same")(x)
             for _ in range(2):
                 x = spectrogram_block(x, width * 2 ** (number + 1), normalization)
             stages[name].append(layers.GlobalMaxPooling2D()(x))
         pooled.append(layers.GlobalAveragePooling2D()(x))
+        if attentive:
+            pooled.append(_attentive_statistics(x))
     sides = {
         name: projected_side(_join(parts), VOICE_OUTPUTS[name], name, normalization) for name, parts in stages.items()
     }
@@ -231,12 +237,46 @@ def voice_inception(
     return keras.Model(waveform, outputs, name="voice_inception")
 
 
+@registered
+class BandPosition(layers.Layer):
+    """A second channel with the place of each band, -1..1: (n, time, bands, 1) -> (n, time, bands, 2)."""
+
+    def call(self, x):
+        place = ops.cast(np.linspace(-1, 1, x.shape[2])[None, None, :, None], x.dtype)
+        return ops.concatenate([x, ops.broadcast_to(place, ops.shape(x))], axis=-1)
+
+    def compute_output_shape(self, input_shape):
+        return (*input_shape[:-1], 2 * input_shape[-1])
+
+
+@registered
+class Statistics(layers.Layer):
+    """Weighted mean and deviation over time: values and weights (n, time, channels) -> (n, 2 * channels), in float32 inside."""
+
+    def call(self, x, weight):
+        x, weight = ops.cast(x, "float32"), ops.softmax(ops.cast(weight, "float32"), axis=1)
+        mean = ops.sum(weight * x, axis=1)
+        variance = ops.sum(weight * ops.square(x - mean[:, None]), axis=1)
+        return ops.cast(ops.concatenate([mean, ops.sqrt(variance + 1e-5)], axis=-1), self.compute_dtype)
+
+    def compute_output_shape(self, x_shape, weight_shape):
+        return (x_shape[0], 2 * x_shape[-1])
+
+
+def _attentive_statistics(x):
+    """(n, time, bands, channels): one weight for each band and channel, then statistics over time."""
+    x = layers.DepthwiseConv2D((1, x.shape[2]), use_bias=False)(x)
+    x = layers.ReLU()(normalize(layers.Reshape((x.shape[1], x.shape[3]))(x), "batch"))
+    return Statistics()(x, layers.Dense(x.shape[2])(layers.Dense(64, activation="tanh")(x)))
+
+
 def _join(parts):
     return concat(*parts) if len(parts) > 1 else parts[0]
 
 
-def _normalized_conv(x, filters: int, size: int, normalization: str):
-    return layers.ReLU()(normalize(layers.Conv2D(filters, size, padding="same", use_bias=False)(x), normalization))
+def _normalized_conv(x, filters: int, size: int, normalization: str, strides=1):
+    x = layers.Conv2D(filters, size, strides, padding="same", use_bias=False)(x)
+    return layers.ReLU()(normalize(x, normalization))
 
 
 def spectrogram_block(x, filters: int, normalization: str):

@@ -6,16 +6,20 @@ it does for a lower rate, folds what lies above the new band back into it.
 """
 
 import math
+from dataclasses import dataclass
 from fractions import Fraction
 
 import numpy as np
 from scipy import fft, signal
 
 from ..media.sound import REFERENCE_RATE, REFERENCE_SAMPLES, SAMPLE_RATE
+from . import speech
 
 WINDOW_SAMPLES = 64600  # 4.04 s, the input of RawNet2 and AASIST
 SILENCE = 10 ** (-60 / 20)  # peak of full scale (−60 dBFS)
 SPEECH_LEVEL = 10 ** (-26 / 20)  # RMS of full scale (−26 dBov, as ITU-T P.56 material is played)
+MOST = 8  # windows of a voice that are scored, evenly spread: a long clip costs no more than half a minute of sound
+MARGIN_S = 0.25  # kept before the first and after the last speech
 LOUDEST_TO_EDGE = 10 ** (-35 / 20)  # an edge frame this far under the loudest frame is silence
 
 
@@ -100,7 +104,7 @@ def _voiced_span(samples: np.ndarray, rate: int) -> tuple[int, int]:
     return loud[0] * frame, (loud[-1] + 1) * frame
 
 
-def windows(samples: np.ndarray, length: int = WINDOW_SAMPLES, most: int = 8) -> np.ndarray:
+def windows(samples: np.ndarray, length: int = WINDOW_SAMPLES, most: int = MOST) -> np.ndarray:
     """Windows of one length that cover a voice: a long one is split evenly, a short one repeated.
 
     Args:
@@ -115,27 +119,61 @@ def windows(samples: np.ndarray, length: int = WINDOW_SAMPLES, most: int = 8) ->
     return np.stack([samples[start : start + length] for start in window_starts(len(samples), length, most)])
 
 
-def window_starts(found: int, length: int = WINDOW_SAMPLES, most: int = 8) -> np.ndarray:
-    """Where :func:`windows` of a voice of ``found`` samples start, in samples: int (n,)."""
-    count = min(-(-found // length), most)
+def window_starts(found: int, length: int = WINDOW_SAMPLES, most: int | None = MOST) -> np.ndarray:
+    """Where :func:`windows` of a voice of ``found`` samples start, in samples: int (n,). ``most`` None: as many as cover it."""
+    count = -(-found // length) if most is None else min(-(-found // length), most)
     return np.linspace(0, max(found - length, 0), count).round().astype(int)
 
 
-def network_windows(samples: np.ndarray, sample_rate: int, reference: bool = False) -> np.ndarray | None:
+@dataclass(frozen=True)
+class Heard:
+    """A voice as a network hears it.
+
+    Attributes:
+        samples: the canonical voice from the first to the last speech, float32 (T,). rate: of it, in Hz.
+        start_s: where it starts in the recording, in s.
+        starts: where the windows with speech start in ``samples``, int (n,).
+        windows: float32 (n, length).
+    """
+
+    samples: np.ndarray
+    rate: int
+    start_s: float
+    starts: np.ndarray
+    windows: np.ndarray
+
+
+def hear(samples: np.ndarray, sample_rate: int, reference: bool = False) -> Heard | None:
     """What a voice network takes, from samples of any rate (see :func:`to_mono`).
 
     Args:
-        reference: for the study's network, (n, 30000, 1) at 8 kHz, else (n, 64600) at 16 kHz.
+        reference: for the study's network, windows of 30,000 samples at 8 kHz, else of 64,600 at 16 kHz.
 
     Returns:
-        float32 windows of the canonical voice, or None when it is silent.
+        None when there is less than a second of speech in all. A window with less than half a second of it is left out.
     """
-    rate = REFERENCE_RATE if reference else SAMPLE_RATE
-    mono = to_mono(samples, sample_rate, rate)
-    if is_silent(mono):
+    mono = to_mono(samples, sample_rate)
+    spoken = np.zeros(0, bool) if is_silent(mono) else speech.speech_frames(mono)
+    if speech.seconds_of_speech(spoken) < speech.LEAST_S:
         return None
-    voice = canonical(mono, rate)
-    return windows(voice, REFERENCE_SAMPLES)[..., None] if reference else windows(voice)
+    first, last = np.flatnonzero(spoken)[[0, -1]] + (0, 1)
+    before_s = max(first * speech.FRAME / SAMPLE_RATE - MARGIN_S, 0)
+    after_s = last * speech.FRAME / SAMPLE_RATE + MARGIN_S
+    rate, length = (REFERENCE_RATE, REFERENCE_SAMPLES) if reference else (SAMPLE_RATE, WINDOW_SAMPLES)
+    mono = to_mono(samples, sample_rate, rate)[round(before_s * rate) : round(after_s * rate)]
+    voice, start_s = canonical_from(mono, rate)
+    start_s += before_s
+    starts = window_starts(len(voice), length, most=None)
+    spoken_s = np.array([_spoken_s(spoken, start_s + start / rate, length / rate) for start in starts])
+    starts = starts[spoken_s >= min(speech.LEAST_WINDOW_S, spoken_s.max())]
+    starts = starts[np.unique(np.linspace(0, len(starts) - 1, MOST).round().astype(int))]
+    return Heard(voice, rate, start_s, starts, np.stack([np.resize(voice[start : start + length], length) for start in starts]))
+
+
+def _spoken_s(spoken: np.ndarray, start_s: float, length_s: float) -> float:
+    """Speech between two times, in s, by frames of 32 ms."""
+    first, last = (round(time * SAMPLE_RATE / speech.FRAME) for time in (start_s, start_s + length_s))
+    return speech.seconds_of_speech(spoken[first:last])
 
 
 # --- spectrograms ---------------------------------------------------------------------------------------------------

@@ -1,7 +1,7 @@
-"""Train the voice networks: corpora split by speaker, spoofed twins, channel effects on the device, evaluation.
+"""Train the voice networks: folds of pages, balanced batches, channel effects on the device.
 
 Needs keras, a backend (JAX, PyTorch or TensorFlow), numpy, pandas, scipy and soundfile. Start with
-:func:`read_voices`, :func:`add_twins` and :func:`train_voice`.
+``data.read_voices``, ``data.prepared`` and :func:`train_voice`.
 """
 
 import json
@@ -17,10 +17,9 @@ from keras import ops
 from .. import blocks, storage
 from ..datasets.dfdc import FAKE, REAL
 from ..media.sound import REFERENCE_RATE, REFERENCE_SAMPLES, SAMPLE_RATE
-from ..metrics import auc, equal_error_rate, log_loss, sigmoid
-from ..training import PlanEpochs, WarmupCosine, averaged_weights, dtype_policy, fast_policy
-from . import networks, vocoders
-from .data import CLASSICAL, PROMPTS_FOLDER, Voices, make_corpus
+from ..training import PlanEpochs, WarmupCosine, dtype_policy, fast_policy
+from . import networks
+from .data import CODECS, Voices, folds, prepared, read_voices, training_rows
 from .signal import WINDOW_SAMPLES, windows
 
 
@@ -33,8 +32,8 @@ class VoiceSettings:
         name: of the run and its files.
         network, network_options: a function of ``networks`` and its arguments; gets a dense 1 as its head.
         epochs, steps: an epoch is ``steps`` batches. batch_size: even, half of it spoofed.
-        weights: share of each family of generators among the spoofed voices; 1 where not named, 0 leaves it out.
-        start: ``NAME.keras`` of a run with the same network, whatever its window, to go on from; None: from scratch.
+        same_utterance, same_page: shares of the spoofed voices that stand beside bona fide speech of their
+            ``pair_key`` and, of the others, of their page, where there is any; the rest stand beside any page's.
         augment: arguments of :class:`ChannelAugment`; None: no channel effects.
         recoded: share of the voices that are heard through a codec, where there are copies.
         shortened: share of the voices that are cut to half a window or more, and repeated.
@@ -42,20 +41,20 @@ class VoiceSettings:
         policy: dtype policy; None: the fastest of this machine.
     """
 
-    name: str = "voice_inception"
+    name: str = "lfcc"
     network: str = "voice_inception"
     network_options: dict = field(default_factory=dict)
     epochs: int = 20
     steps: int = 100
     batch_size: int = 64
     learning_rate: float = 1e-3
-    weight_decay: float = 1e-2
-    label_smoothing: float = 0.02
-    average: float | None = 0.995
-    weights: dict = field(default_factory=dict)
-    start: str | None = None
+    weight_decay: float = 2e-2
+    label_smoothing: float = 0.05
+    average: float | None = 0.998
+    same_utterance: float = 0.5
+    same_page: float = 0.7
     augment: dict | None = field(default_factory=dict)
-    recoded: float = 0.4
+    recoded: float = 0.6
     shortened: float = 0.3
     seed: int = 0
     policy: str | None = None
@@ -74,26 +73,42 @@ class VoiceSettings:
         return REFERENCE_SAMPLES if self.reference else self.network_options.get("samples", WINDOW_SAMPLES)
 
 
+def shares(table: pd.DataFrame) -> np.ndarray:
+    """Chance of each spoofed voice of ``table`` to be drawn, float (N,), 0 for bona fide speech.
+
+    The systems of a page share the square root of their number, the voices of a system on a page share its part: a page
+    with fourteen systems weighs less than fourteen pages, and a system with many files no more than one with few.
+    """
+    fake = table["label"].eq(FAKE)
+    systems = table.groupby("page")["system"].transform(lambda column: (column[column != ""]).nunique())
+    files = table.groupby(["page", "system"])["label"].transform("size")
+    weight = np.where(fake, 1 / (np.sqrt(systems.clip(lower=1)) * files), 0.0)
+    return weight / weight.sum()
+
+
 class VoiceBatches(keras.utils.PyDataset):
-    """Balanced batches: each spoofed voice beside the recording it was made from, or one of the same corpus.
+    """Balanced batches: first spoofed voices, then beside each bona fide speech, of its page and utterance if it can be.
 
     A batch depends on the seed, the epoch and its number alone. Set ``epoch`` before the epoch begins.
+
+    Args:
+        voices: canonical. rows: of it, to learn from.
     """
 
     def __init__(self, voices: Voices, rows: np.ndarray, settings: VoiceSettings, workers: int = 4):
         super().__init__(workers=workers, max_queue_size=4 * workers)
-        self.voices, self.settings, self.epoch = voices, settings, 0
-        table = voices.table.iloc[rows]
-        self.reals = rows[table["label"] == REAL]
-        families = table["generator"].map(vocoders.family)
-        weight = families.map(settings.weights).fillna(1.0) / families.map(families.value_counts())
-        self.fakes = rows[(table["label"] == FAKE) & (weight > 0)]
-        if not len(self.reals) or not len(self.fakes):
-            raise ValueError(f"expected bona fide and spoofed voices, found {len(self.reals)} and {len(self.fakes)}")
-        chosen = weight.to_numpy()[np.isin(rows, self.fakes)]
-        self.weight = chosen / chosen.sum()
-        corpus = voices.table["corpus"]
-        self.of_corpus = {name: self.reals[corpus.iloc[self.reals] == name] for name in corpus.unique()}
+        self.voices, self.settings, self.epoch = voices.take(rows), settings, 0
+        table = self.voices.table
+        reals = np.flatnonzero(table["label"] == REAL)
+        if not 0 < len(reals) < len(table):
+            raise ValueError(f"expected bona fide and spoofed voices, found {len(reals)} and {len(table) - len(reals)}")
+        self.share = shares(table)
+        self.pages = [reals[table["page"].iloc[reals] == page] for page in table["page"].iloc[reals].unique()]
+        self.of_page = {table["page"].iat[rows[0]]: rows for rows in self.pages}
+        size = np.sqrt([len(rows) for rows in self.pages])
+        self.page_share = size / size.sum()
+        keys = table["pair_key"].iloc[reals]
+        self.of_key = {key: reals[keys == key] for key in keys.unique() if key}
 
     @property
     def num_batches(self) -> int:
@@ -102,17 +117,19 @@ class VoiceBatches(keras.utils.PyDataset):
     def __getitem__(self, index: int) -> tuple[np.ndarray, np.ndarray]:
         """int16 (batch_size, length) and labels float32 (batch_size, 1)."""
         random = np.random.default_rng([self.settings.seed, self.epoch, index])
-        fakes = random.choice(self.fakes, self.settings.batch_size // 2, p=self.weight)
-        rows = np.concatenate([fakes, [self._recording(row, random) for row in fakes]])
+        fakes = random.choice(len(self.share), self.settings.batch_size // 2, p=self.share)
+        rows = np.concatenate([fakes, [self._beside(row, random) for row in fakes]])
         samples = np.stack([self._window(self._version(row, random), random) for row in rows])
         return samples, self.voices.table["label"].to_numpy(np.float32)[rows][:, None]
 
-    def _recording(self, fake: int, random: np.random.Generator) -> int:
-        source, corpus = self.voices.table["source"].iat[fake], self.voices.table["corpus"].iat[fake]
-        if source >= 0:
-            return source
-        of_corpus = self.of_corpus[corpus]
-        return random.choice(of_corpus if len(of_corpus) else self.reals)
+    def _beside(self, fake: int, random: np.random.Generator) -> int:
+        same_utterance = self.of_key.get(self.voices.table["pair_key"].iat[fake])
+        if same_utterance is not None and random.random() < self.settings.same_utterance:
+            return random.choice(same_utterance)
+        same_page = self.of_page.get(self.voices.table["page"].iat[fake])
+        if same_page is not None and random.random() < self.settings.same_page:
+            return random.choice(same_page)
+        return random.choice(self.pages[random.choice(len(self.pages), p=self.page_share)])
 
     def _version(self, row: int, random: np.random.Generator) -> np.ndarray:
         copies = self.voices.copies[row] if self.voices.copies else []
@@ -213,7 +230,7 @@ def _rms(x):
 # --- runs -----------------------------------------------------------------------------------------------------------
 @dataclass
 class VoiceRun:
-    """A finished run: the float32 network with the averaged weights, its history, a score of every voice."""
+    """A finished run: the float32 network with the averaged weights, its history, a score of every voice not learnt from."""
 
     settings: VoiceSettings
     network: keras.Model
@@ -248,22 +265,23 @@ def predict_logits(network: keras.Model, voices: Voices, rows: np.ndarray, lengt
     """Logit of each voice, the mean over its windows: float32 (len(rows),)."""
     cut = [windows(voices.samples[row] / np.float32(32768), length) for row in rows]
     inputs = np.concatenate(cut).reshape(-1, *network.input_shape[1:])
-    logits = network.predict(inputs, batch_size=batch, verbose=0)["logit"][:, 0]
+    whole = np.resize(inputs, (-(-len(inputs) // batch) * batch, *inputs.shape[1:]))  # one shape is compiled once
+    logits = network.predict(whole, batch_size=batch, verbose=0)["logit"][: len(inputs), 0]
     return np.array([part.mean() for part in np.split(logits, np.cumsum([len(part) for part in cut])[:-1])], np.float32)
 
 
 def score_voices(network: keras.Model, voices: Voices, rows: np.ndarray, length: int) -> pd.DataFrame:
-    """These rows of the table with the column ``logit``."""
+    """These rows of the table with the columns ``logit`` and ``row``."""
     return voices.table.iloc[rows].assign(logit=predict_logits(network, voices, rows, length), row=rows)
 
 
-def train_voice(settings: VoiceSettings, voices: Voices, folder: str | Path, minutes: float | None = None,
-                workers: int = 4) -> VoiceRun:
-    """Train a voice network and score the speakers, and the generators left out, that it never heard.
+def train_voice(settings: VoiceSettings, voices: Voices, rows: np.ndarray, folder: str | Path,
+                minutes: float | None = None, workers: int = 4) -> VoiceRun:
+    """Train a voice network on some rows and score all others.
 
     Args:
         settings: of the run.
-        voices: canonical, at ``settings.rate``.
+        voices: canonical, at ``settings.rate``. rows: of them, to learn from.
         folder: gets ``NAME.keras`` (float16), ``NAME.history.csv``, ``NAME.scores.csv``, ``NAME.json``.
         minutes: limit on the wall clock; fewer epochs are planned when they would not fit.
         workers: threads that gather batches.
@@ -275,110 +293,59 @@ def train_voice(settings: VoiceSettings, voices: Voices, folder: str | Path, min
     policy = settings.policy or fast_policy()
     keras.utils.set_random_seed(settings.seed)
     network, scorer = build_voice_network(settings, policy), build_voice_network(settings)
-    if settings.start is not None:
-        network.set_weights(storage.load_network(settings.start).get_weights())
-    batches = VoiceBatches(voices, voices.rows("train"), settings, workers)
+    batches = VoiceBatches(voices, rows, settings, workers)
     trainer, planned = make_trainer(network, settings)
-    watched = voices.rows("validation")
-    labels = voices.table["label"].to_numpy()[watched]
-
-    def validate(epoch: int) -> dict:
-        if len(np.unique(labels)) < 2 or epoch % 2 == 0:
-            return {}
-        scorer.set_weights(averaged_weights(trainer, network) if settings.average else network.get_weights())
-        logits = predict_logits(scorer, voices, watched, settings.length)
-        return {"val_loss": log_loss(labels, sigmoid(logits)), "val_eer": equal_error_rate(labels, sigmoid(logits))}
-
     deadline = began + 60 * minutes if minutes is not None else None
-    plan = PlanEpochs(batches, planned, settings.epochs, deadline, validate)
+    plan = PlanEpochs(batches, planned, settings.epochs, deadline)
     trainer.fit(batches, epochs=settings.epochs, callbacks=[plan], shuffle=False, verbose=0)
     scorer.set_weights(network.get_weights())  # fit has put the average in place
-    scores = score_voices(scorer, voices, unheard(voices, settings), settings.length)
+    storage.save_network(scorer, folder / f"{settings.name}.keras")
+    others = np.setdiff1d(np.arange(len(voices.table)), rows)
+    scores = score_voices(scorer, voices, others, settings.length) if len(others) else voices.table.iloc[:0]
     run = VoiceRun(settings, scorer, pd.DataFrame(plan.history), scores)
-    save_run(run, folder, {"policy": policy, "minutes": (time.monotonic() - began) / 60})
+    save_run(run, folder, {"policy": policy, "minutes": (time.monotonic() - began) / 60, "learnt": len(rows)})
     return run
 
 
-def unheard(voices: Voices, settings: VoiceSettings) -> np.ndarray:
-    """Rows that a run is judged on: speakers outside the training split, and what left-out generators said."""
-    left_out = voices.table["generator"].map(vocoders.family).map(settings.weights).eq(0)
-    without_twins = left_out & (voices.table["source"] < 0)
-    return np.flatnonzero((voices.table["split"] != "train") | without_twins)
-
-
-def by_generator(scores: pd.DataFrame) -> pd.DataFrame:
-    """EER and AUC of each generator against all bona fide voices of ``scores``, and of all together."""
-    real = scores[scores["label"] == REAL]
-    groups = {"all": scores[scores["label"] == FAKE], **dict(list(scores[scores["label"] == FAKE].groupby("generator")))}
-    lines = {}
-    for name, fakes in groups.items():
-        both = pd.concat([real, fakes])
-        labels, probabilities = both["label"].to_numpy(), sigmoid(both["logit"].to_numpy())
-        lines[name] = {"voices": len(fakes), "eer": equal_error_rate(labels, probabilities),
-                       "auc": auc(labels, probabilities)}
-    return pd.DataFrame(lines).T
-
-
 def save_run(run: VoiceRun, folder: Path, extra: dict) -> None:
-    """Write history, scores, settings and figures of a run, last the network (float16)."""
+    """Write history, scores and settings of a run."""
     name = run.settings.name
     run.history.to_csv(folder / f"{name}.history.csv", index=False)
     run.scores.to_csv(folder / f"{name}.scores.csv", index=False, float_format="%.5f")
-    figures = {split: by_generator(scores).round(4).to_dict("index") for split, scores in run.scores.groupby("split")
-               if scores["label"].nunique() == 2}
     summary = {"settings": asdict(run.settings), "epochs": len(run.history), "keras": keras.__version__,
-               "backend": keras.backend.backend(), **extra, **figures}
+               "backend": keras.backend.backend(), **extra}
     (folder / f"{name}.json").write_text(json.dumps(summary, indent=1), encoding="utf-8")
-    storage.save_network(run.network, folder / f"{name}.keras")
-NEURAL = ("hifigan", "melgan", "vocos", "diffusion")  # trained here
-UNHEARD = ("flow", "kokoro")  # the one trained here, the other a text-to-speech system: no run trains on them
-DEMOS = ("fastspeech2", "diffgan_tts", "portaspeech", "transformer_tts", "stylespeech", "wavegrad2")  # of voice/neural
-SHARES = {**dict.fromkeys(NEURAL, 1.0), **dict.fromkeys(DEMOS, 0.6), **dict.fromkeys(CLASSICAL, 0.1),
-          **dict.fromkeys(UNHEARD, 0.0), "world": 0.0}
-LFCC = VoiceSettings(name="lfcc", network_options={"kinds": ("lfcc",)}, epochs=40, weights=SHARES, augment={"band": 0.45},
-                     recoded=0.5)
-ROOMS = replace(
-    LFCC, name="lfcc_rooms", start="lfcc", network_options={"kinds": ("lfcc",), "samples": 32000}, batch_size=24, steps=40,
-    epochs=6, learning_rate=2.5e-4, average=0.97, augment={"band": 0.45, "room": 0.35},
-    weights=SHARES | {"world": 0.5, "linear_prediction": 0.15, "phase_vocoder": 0.15},
-)
-NARROW = replace(  # learns in minutes on two CPU cores, so that each family can be left out
-    ROOMS, name="narrow", start=None, network_options={"kinds": ("lfcc",), "samples": 32000, "width": 12}, batch_size=32,
-    steps=60, epochs=8, learning_rate=2e-3, augment={"band": 0.45, "room": 0.2},
-)
-SHIPPED = replace(LFCC, name="lfcc_more", augment={"band": 0.45, "room": 0.15}, epochs=60)
-LEFT_OUT = {  # families that SHIPPED is trained without, and the narrow network too; what shares a design goes together
-    "demos": DEMOS, "classical": CLASSICAL, "vocos": ("vocos",), "melgan": ("melgan", "stylespeech"), "hifigan": ("hifigan",),
-    "diffusion": ("diffusion", "wavegrad2"), **{name: (name,) for name in DEMOS if name != "wavegrad2"},
-}
+
+
+# --- named runs -----------------------------------------------------------------------------------------------------
+CHANNELS = {"band": 0.6, "noise": 0.6, "snr": (5.0, 40.0), "clip": 0.15, "room": 0.3, "equaliser": 8.0}
+LFCC = VoiceSettings(name="lfcc", network_options={"kinds": ("lfcc",)}, augment=CHANNELS)
 RUNS = {run.name: run for run in (
     LFCC,
-    ROOMS,
-    replace(LFCC, name="linear", network_options={"kinds": ("linear",)}, batch_size=48),
-    replace(LFCC, name="mel", network_options={"kinds": ("mel",)}),
-    replace(LFCC, name="linear_mel", network_options={"kinds": ("linear", "mel")}, batch_size=32),
-    replace(LFCC, name="voice_cnn", network="voice_cnn", network_options={}, batch_size=32, learning_rate=3e-4, shortened=0.0),
-    NARROW,
-    replace(NARROW, name="lfcc_without_systems", network_options={"kinds": ("lfcc",), "samples": 32000}, steps=100, epochs=6,
-            learning_rate=1e-3, average=0.98, augment={"band": 0.3},
-            weights=NARROW.weights | dict.fromkeys(("fastspeech2", "transformer_tts", "wavegrad2"), 0.0)),
-    SHIPPED,
-    replace(SHIPPED, name="lfcc_more_1", seed=1),
-    *(replace(run, name=f"{prefix}without_{name}", epochs=epochs, weights=run.weights | dict.fromkeys(families, 0.0))
-      for prefix, run, epochs in (("", SHIPPED, 25), ("narrow_", NARROW, NARROW.epochs)) for name, families in LEFT_OUT.items()),
+    replace(LFCC, name="linear", network_options={"kinds": ("linear",)}),
+    replace(LFCC, name="lfcc_attentive", network_options={"kinds": ("lfcc",), "attentive": True}),
+    replace(LFCC, name="linear_attentive", network_options={"kinds": ("linear",), "attentive": True}),
+    replace(LFCC, name="voice_cnn", network="voice_cnn", network_options={}, learning_rate=3e-4, shortened=0.0),
 )}
 
 
+def make_corpus(data: str | Path, copies: int = 5, processes: int = 1) -> Voices:
+    """All voices under ``data`` at 16 kHz, canonical, with copies through codecs; those over a second long."""
+    voices = prepared(read_voices(data), codecs=list(CODECS), copies=copies, processes=processes)
+    return voices.take(np.flatnonzero([len(samples) > voices.rate for samples in voices.samples]))
+
+
 def run_voice(name: str, data: str | Path, output: str | Path, minutes: float | None = None,
-              cache: str | Path | None = None, prompts: str | Path = PROMPTS_FOLDER, processes: int = 1) -> VoiceRun:
+              cache: str | Path | None = None, fold: int | None = None, processes: int = 1) -> VoiceRun:
     """Train one of ``RUNS`` on the research data, as ``python -m kaggle_utils train voice`` does.
 
     Args:
         data: the folder of research data, which holds ``voice``.
-        output: folder of results, and of the run that this one starts from.
+        output: folder of results.
         minutes: limit on the training, the making of the corpus left aside.
         cache: file of the corpus (``voices.npz`` in ``output``), which the first run makes and every other one reads.
-        prompts, processes: of :func:`make_corpus`; a folder of prompts that does not exist is left out.
+        fold: left out, and its systems with it, and judged; None: all voices are learnt from.
+        processes: that make copies through codecs.
 
     Raises:
         ValueError: no run of that name.
@@ -386,11 +353,11 @@ def run_voice(name: str, data: str | Path, output: str | Path, minutes: float | 
     if name not in RUNS:
         raise ValueError(f"expected one of {', '.join(RUNS)}, found {name!r}")
     settings, cache = RUNS[name], Path(cache or Path(output) / "voices.npz")
-    if settings.start is not None:
-        settings = replace(settings, start=str(Path(output) / f"{settings.start}.keras"))
     if not cache.is_file():
         cache.parent.mkdir(parents=True, exist_ok=True)
-        prompts = prompts if Path(prompts).is_dir() else None
-        make_corpus(Path(data) / "voice", prompts, processes=processes).save(cache)
-    voices = Voices.load(cache)
-    return train_voice(settings, voices.at(settings.rate), output, minutes)
+        make_corpus(Path(data) / "voice", processes=processes).save(cache)
+    voices = Voices.load(cache).at(settings.rate)
+    rows = np.arange(len(voices.table))
+    if fold is not None:
+        rows, settings = training_rows(voices.table, folds(voices.table), fold), replace(settings, name=f"{name}_fold{fold}")
+    return train_voice(settings, voices, rows, output, minutes)
