@@ -19,7 +19,7 @@ import pandas as pd
 from . import extraction, storage
 from .datasets.dfdc import clips_to_score
 from .face import detection, framing
-from .fusion import join
+from .fusion import rules
 from .kaggle.paths import models_folder
 from .media import sound, video
 from .submission import score_clips
@@ -69,7 +69,7 @@ def _json_ready(value):
 class Detector:
     """The trained networks with their calibration; make one with :meth:`load` and use it for many clips."""
 
-    def __init__(self, face, voice, fuse: join.Fusion, calibration: join.Calibration, flip: bool = False,
+    def __init__(self, face, voice, fuse: rules.Fusion, calibration: rules.Calibration, flip: bool = False,
                  prior: float = 0.5, digests: dict[str, str] | None = None):
         """
         Args:
@@ -105,8 +105,8 @@ class Detector:
         settings = json.loads((folder / SETTINGS).read_text())
         settings["fusion"] = join or settings["fusion"]
         face, hears = (storage.load_branch(folder, name) for name in ("face", "voice"))
-        calibration = join.Calibration(settings["calibration"], settings["range"], settings.get("pooling", "mean"))
-        fuse = join.load(folder, settings, calibration)
+        calibration = rules.Calibration(settings["calibration"], settings["range"], settings.get("pooling", "mean"))
+        fuse = rules.load(folder, settings, calibration)
         return cls(face, hears, fuse, calibration, settings["flip"], prior, digests)
 
     @property
@@ -241,7 +241,7 @@ class Detector:
             warnings: of the steps before; the verdict's are added to them.
         """
         masks = [np.array([source != "fallback" for source in person.sources]) for person in people]
-        logits = [join.pooled(outputs["logit"][:, 0], mask, self.calibration.pooling)
+        logits = [rules.pooled(outputs["logit"][:, 0], mask, self.calibration.pooling)
                   for outputs, mask in zip(seen, masks, strict=True)]
         main = max((index for index, logit in enumerate(logits) if not math.isnan(logit)), key=lambda index: logits[index],
                    default=None)

@@ -138,36 +138,43 @@ def _is_made(path: Path, key: str) -> bool:
 # --- folders --------------------------------------------------------------------------------------------------------
 def extract_folder(folder: str | Path, cache_folder: str | Path, jobs: int = 1, backend: str = "loky",
                    scheduler: str | None = None, frames: int = FRAMES, progress: bool = True) -> pd.DataFrame:
-    """Fill ``cache_folder`` with one ``NAME.npz`` for each clip of a folder.
+    """:func:`extract_clips` for every clip that is to be scored in a folder (``datasets.dfdc.clips_to_score``)."""
+    clips = clips_to_score(Path(folder).resolve()).drop(columns="label")
+    return extract_clips(clips, cache_folder, jobs, backend, scheduler, frames, progress)
 
-    A clip whose file is there already is left alone, unless the clip has changed since or another number of frames was read.
+
+def extract_clips(clips: pd.DataFrame, cache_folder: str | Path, jobs: int = 1, backend: str = "loky",
+                  scheduler: str | None = None, frames: int = FRAMES, progress: bool = True) -> pd.DataFrame:
+    """Fill ``cache_folder`` with one ``NAME.npz`` for each clip, for :func:`load_extract`.
+
+    A finished file is kept, unless the clip has changed since or another number of frames was read.
 
     Args:
-        folder: as :func:`kaggle_utils.dataset.clips_to_score` takes it.
-        jobs: so many processes; -1: as many as there are processors. On a cluster its workers count instead.
-        backend: ``loky`` for processes on this machine, ``dask`` or ``ray`` for a cluster; all its machines see both folders
-            under these paths and have this package.
+        clips: columns ``filename`` and ``path``; rows without a path are left out.
+        jobs: number of processes; -1: one for each processor. On a cluster its workers count instead.
+        backend: ``loky`` for processes on this machine, ``dask`` or ``ray`` for a cluster. All machines of the cluster
+            see both folders under these paths and have this package.
         scheduler: address of the cluster's scheduler, such as ``tcp://10.0.0.5:8786``; None: one on this machine.
         progress: show clips a second and the time left.
 
     Returns:
-        One row for each clip: ``filename``, ``path``, ``cache`` and ``made``, False where an earlier run had made it.
+        ``clips`` with the columns ``cache`` (the file) and ``made``, False where an earlier run had made it.
 
     Raises:
         ValueError: an unknown backend. FileNotFoundError: no clips.
     """
     cache_folder = Path(cache_folder).resolve()
     cache_folder.mkdir(parents=True, exist_ok=True)
-    clips = clips_to_score(Path(folder).resolve())
-    clips = clips[[path is not None for path in clips["path"]]].drop(columns="label")
+    clips = clips[[path is not None for path in clips["path"]]].copy()
     clips["cache"] = [cache_folder / f"{name}.npz" for name in clips["filename"]]
     keys = {row.path: _key(row.path, frames) for row in clips.itertuples()}
     clips["made"] = [not _is_made(row.cache, keys[row.path]) for row in clips.itertuples()]
     waiting = clips[clips["made"]]
     with _parallel_backend(backend, scheduler):
-        order = "list" if backend == "ray" else "generator_unordered"  # ray's backend gives all at the end
+        order = "list" if backend == "ray" else "generator_unordered"  # ray returns everything at the end
         work = joblib.Parallel(jobs, return_as=order, batch_size=1)
-        done = work(joblib.delayed(_extract_to_file)(row.path, row.cache, keys[row.path], frames) for row in waiting.itertuples())
+        done = work(joblib.delayed(_extract_to_file)(row.path, row.cache, keys[row.path], frames)
+                    for row in waiting.itertuples())
         for _ in tqdm(done, total=len(waiting), desc="clips", unit="clip", disable=not progress):
             pass
     return clips

@@ -9,6 +9,8 @@ import keras
 import numpy as np
 from keras import layers, ops
 
+from .voice import networks as _  # noqa: F401  registers the layers that saved networks hold
+
 
 # --- files -------------------------------------------------------------------------------------------------
 def save_network(model: keras.Model, path: Path | str, policy: str = "float16") -> None:

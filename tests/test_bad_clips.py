@@ -23,7 +23,7 @@ from kaggle_utils import blocks
 from kaggle_utils.datasets import dfdc
 from kaggle_utils.detector import Detector
 from kaggle_utils.face import networks as face_networks
-from kaggle_utils.fusion import join
+from kaggle_utils.fusion import rules
 from kaggle_utils.submission import problems_of
 from kaggle_utils.voice import networks as voice_networks
 
@@ -293,10 +293,10 @@ def sources(tmp_path_factory, miniature) -> Path:
 @pytest.fixture(scope="module")
 def detector() -> Detector:
     """Small untrained networks."""
-    calibration = join.Calibration({}, (0.01, 0.99))
+    calibration = rules.Calibration({}, (0.01, 0.99))
     branches = face_networks.mesoinception4(64), voice_networks.voice_inception(width=8)
     face, voice = (blocks.with_head(branch) for branch in branches)
-    return Detector(face, voice, join.NoisyOr(calibration, voice_share=0.3), calibration)
+    return Detector(face, voice, rules.NoisyOr(calibration, voice_share=0.3), calibration)
 
 
 @pytest.fixture(scope="module")

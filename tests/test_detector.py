@@ -20,7 +20,7 @@ from kaggle_utils.datasets import dfdc
 from kaggle_utils.datasets.miniature import clip_facts
 from kaggle_utils.detector import checked_digests
 from kaggle_utils.face import framing
-from kaggle_utils.fusion import join
+from kaggle_utils.fusion import rules
 from kaggle_utils.media import video
 
 
@@ -44,13 +44,13 @@ def test_a_verdict_is_json_ready():
 
 
 def test_noisy_or_gives_the_whole_prior_to_what_is_there():
-    fuse = join.NoisyOr(join.Calibration({}, (0, 1)), voice_share=0.1)
+    fuse = rules.NoisyOr(rules.Calibration({}, (0, 1)), voice_share=0.1)
     seen, unseen = np.ones(10, bool), np.zeros(10, bool)
     for prior in (0.1, 0.5):
         assert fuse(outputs(0.0), unseen, None, prior) == pytest.approx(prior)
         assert fuse(outputs(0.0), seen, outputs(0.0), prior) == pytest.approx(prior)
-        assert fuse(outputs(3.0), seen, None, prior) == pytest.approx(join.sigmoid(3 + join.log_odds(prior)))
-        assert fuse(outputs(0.0), unseen, outputs(-2.0), prior) == pytest.approx(join.sigmoid(join.log_odds(prior) - 2))
+        assert fuse(outputs(3.0), seen, None, prior) == pytest.approx(rules.sigmoid(3 + rules.log_odds(prior)))
+        assert fuse(outputs(0.0), unseen, outputs(-2.0), prior) == pytest.approx(rules.sigmoid(rules.log_odds(prior) - 2))
     assert fuse(outputs(-5.0), seen, outputs(8.0), 0.5) > 0.9
     assert fuse(outputs(-5.0), seen, outputs(-8.0), 0.5) < 0.05
 

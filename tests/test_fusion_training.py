@@ -8,7 +8,7 @@ from kaggle_utils import blocks, metrics
 from kaggle_utils.face import data as face_data
 from kaggle_utils.face import landmarks
 from kaggle_utils.face import networks as face_networks
-from kaggle_utils.fusion import join
+from kaggle_utils.fusion import rules
 from kaggle_utils.fusion import training as fusion_training
 from kaggle_utils.fusion.training import Embeddings
 
@@ -92,14 +92,14 @@ def test_embeddings_are_made_once(voices, tmp_path):
 def test_noisy_or_is_that_of_the_detector(faces, voices):
     clips = fusion_training.assemble(faces, voices, 20, missing=0.3)
     lines = {"face": (0.8, 0.1), "voice": (0.5, -0.2)}
-    fuse = join.NoisyOr(join.Calibration(lines, (0, 1)), fusion_training.EVEN_SHARE)
+    fuse = rules.NoisyOr(rules.Calibration(lines, (0, 1)), fusion_training.EVEN_SHARE)
     given = fusion_training.noisy_or(clips, lines)
     for i in range(20):
         seen = clips.inputs["face_mask"][i] > 0
         face = {"logit": np.full((FRAMES, 1), np.nan_to_num(clips.face[i]))}
         voice = None if np.isnan(clips.voice[i]) else {"logit": np.full((1, 1), clips.voice[i])}
         expected = fuse(face, seen, voice, fusion_training.PRIOR)
-        assert join.sigmoid(given[i] + join.log_odds(fusion_training.PRIOR)) == pytest.approx(expected, abs=1e-5)
+        assert rules.sigmoid(given[i] + rules.log_odds(fusion_training.PRIOR)) == pytest.approx(expected, abs=1e-5)
 
 
 def test_joined_beats_each_branch_and_the_line_recovers_the_log_odds(faces, voices):
@@ -134,11 +134,11 @@ def test_limits_widen_where_a_certainty_is_wrong():
 
 def test_frames_are_pooled_as_the_detector_is_told():
     logits, seen = np.array([3.0, 3.0, 3.0, -1.0, 9.0]), np.array([1, 1, 1, 1, 0], bool)
-    assert join.pooled(logits, seen) == pytest.approx(2.0)
-    sure = join.sigmoid(3.0)
-    assert join.sigmoid(join.pooled(logits, seen, "confident")) == pytest.approx(sure)
-    alike = np.full(4, join.log_odds(0.7))
-    assert join.sigmoid(join.pooled(alike, np.ones(4, bool), "power")) == pytest.approx(0.8513, abs=1e-4)
-    assert np.isnan(join.pooled(logits, np.zeros(5, bool)))
+    assert rules.pooled(logits, seen) == pytest.approx(2.0)
+    sure = rules.sigmoid(3.0)
+    assert rules.sigmoid(rules.pooled(logits, seen, "confident")) == pytest.approx(sure)
+    alike = np.full(4, rules.log_odds(0.7))
+    assert rules.sigmoid(rules.pooled(alike, np.ones(4, bool), "power")) == pytest.approx(0.8513, abs=1e-4)
+    assert np.isnan(rules.pooled(logits, np.zeros(5, bool)))
     with pytest.raises(ValueError, match="pooling"):
-        join.Calibration({}, (0, 1), "median")
+        rules.Calibration({}, (0, 1), "median")

@@ -20,8 +20,8 @@ from ..face.data import Faces
 from ..metrics import auc, bootstrap_interval, expected_calibration_error, fit_line, log_loss, sigmoid
 from ..voice.data import Voices
 from ..voice.signal import windows
-from .join import BRANCH_OUTPUTS, Calibration, NoisyOr, log_odds, pooled
 from .networks import last_cnn
+from .rules import BRANCH_OUTPUTS, Calibration, NoisyOr, log_odds, pooled
 
 MISSING = 0.15  # share of the training clips without a face, and of those without a voice
 KINDS = {(REAL, REAL): "real", (FAKE, REAL): "fake face", (REAL, FAKE): "fake voice", (FAKE, FAKE): "both fake"}

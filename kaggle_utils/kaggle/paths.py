@@ -34,7 +34,7 @@ def project_root() -> Path:
 def install_wheels() -> list[str]:
     """Install, without the internet, the wheels that lie beside the package, where mtcnn is absent, as in Kaggle's image.
 
-    Their dependencies are left as the image has them. The first cell of each notebook calls it.
+    Their dependencies are left as the image has them.
 
     Returns:
         names of the packages that were installed.
@@ -47,6 +47,26 @@ def install_wheels() -> list[str]:
     subprocess.run(command, check=True)
     importlib.invalidate_caches()
     return names
+
+
+def prepare() -> None:
+    """Make a notebook or a command ready: install the wheels that are missing, and load TensorFlow quietly.
+
+    TensorFlow prints some lines to standard error while it loads, before any setting can stop it. They are discarded.
+    """
+    install_wheels()
+    if os.environ.get("KERAS_BACKEND", "tensorflow") != "tensorflow" or "tensorflow" in sys.modules:
+        return
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    sys.stderr.flush()
+    kept = os.dup(2)
+    with open(os.devnull, "wb") as nowhere:
+        os.dup2(nowhere.fileno(), 2)
+    try:
+        importlib.import_module("tensorflow")
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
 
 
 def input_root() -> Path:
