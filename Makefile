@@ -29,7 +29,7 @@ test: $(VENV)/.ready lint
 	$(PYTEST) --numprocesses $(WORKERS) --dist loadfile tests notebooks --nbval-lax --nbval-current-env --nbval-cell-timeout=300
 
 test-mounts: $(VENV)/.ready
-	DEEPFAKE_MOUNTS=all $(PYTEST) tests/test_mounts.py tests/test_platform.py
+	DEEPFAKE_MOUNTS=all $(PYTEST) tests/test_mounts.py tests/test_paths.py
 
 test-kaggle:
 	$(MAKE) test VENV=.venv-kaggle RESOLUTION=lowest-direct

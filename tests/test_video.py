@@ -339,7 +339,7 @@ def test_time_stamps_that_stand_still_are_replaced(counter, monkeypatch):
 
 def test_nothing_is_printed_for_a_broken_clip(folder):
     (folder / "broken.mp4").write_bytes(b"\0\0\0\x18ftypisom" + bytes(200))
-    script = ("from kaggle_utils.video import probe, UnreadableClip\nimport sys\n"
+    script = ("from kaggle_utils.media.video import probe, UnreadableClip\nimport sys\n"
               "try: probe(sys.argv[1])\nexcept UnreadableClip as error: print(error.reason)")
     done = subprocess.run([sys.executable, "-c", script, folder / "broken.mp4"], capture_output=True, text=True)
     assert (done.stdout.startswith("cut before its index"), done.stderr) == (True, "")

@@ -1,7 +1,6 @@
 """Synthesise the voices of the miniature data set: vowels and hisses from a source-filter model."""
 
 import numpy as np
-from scipy import signal
 
 from .drawing import Person
 
@@ -69,6 +68,7 @@ def resynthesize(samples: np.ndarray, seed: int = 0) -> np.ndarray:
         float (T,) with the peak of ``samples``.
     """
     import librosa
+    from scipy import signal
 
     transform = signal.ShortTimeFFT(signal.get_window("hann", 512), hop=128, fs=SOUND_RATE)
     mel = librosa.filters.mel(sr=SOUND_RATE, n_fft=512, n_mels=48)

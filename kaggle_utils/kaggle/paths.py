@@ -55,7 +55,7 @@ def prepare() -> None:
     TensorFlow prints some lines to standard error while it loads, before any setting can stop it. They are discarded.
     """
     install_wheels()
-    if os.environ.get("KERAS_BACKEND", "tensorflow") != "tensorflow" or "tensorflow" in sys.modules:
+    if os.environ.get("KERAS_BACKEND", "tensorflow") != "tensorflow" or find_spec("tensorflow") is None:
         return
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     sys.stderr.flush()
