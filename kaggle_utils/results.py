@@ -1,6 +1,7 @@
 """The one home of measured figures: ``models/results.json``. README, cards and notebooks quote it; a test compares."""
 
 import json
+import re
 from collections.abc import Iterable
 from datetime import UTC, datetime
 from pathlib import Path
@@ -48,12 +49,23 @@ def read_results(prefix: str = "", folder: str | Path | None = None) -> pd.DataF
     return table[table.index.str.startswith(prefix)]
 
 
-def quote(name: str, folder: str | Path | None = None, digits: int = 3) -> str:
-    """A figure as text, such as ``0.956 (0.948–0.963)``.
+MARKED = re.compile(r"<!-- (?P<name>[^<>]+?)(?P<percent> %)? -->(?P<text>[^<>]*)<!-- / -->")
+
+
+def fill(text: str, folder: str | Path | None = None) -> str:
+    """Write the figures into a text that marks their places: ``<!-- NAME -->0.956 (0.948–0.963)<!-- / -->``.
+
+    With `` %`` behind the name the figure appears as a percentage with one decimal.
 
     Raises:
-        KeyError: no figure of that name.
+        KeyError: a mark names no figure.
     """
-    row = read_results(folder=folder).loc[name]
-    interval = "" if pd.isna(row["low"]) else f" ({row['low']:.{digits}f}–{row['high']:.{digits}f})"
-    return f"{row['value']:.{digits}f}{interval}"
+    table = read_results(folder=folder)
+
+    def written(match: re.Match) -> str:
+        row, (scale, digits, unit) = table.loc[match["name"]], (100, 1, " %") if match["percent"] else (1, 3, "")
+        numbers = [f"{scale * row[column]:.{digits}f}" for column in ("value", "low", "high")]
+        interval = "" if pd.isna(row["low"]) else f" ({numbers[1]}–{numbers[2]})"
+        return f"<!-- {match['name']}{match['percent'] or ''} -->{numbers[0]}{unit}{interval}<!-- / -->"
+
+    return MARKED.sub(written, text)

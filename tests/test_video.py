@@ -10,17 +10,13 @@ import cv2
 import numpy as np
 import pytest
 from fuzz_reading import OLD_FFMPEG
-from imageio_ffmpeg import get_ffmpeg_exe
+from helpers import ffmpeg
 
 from kaggle_utils.media import video
 from kaggle_utils.media.video import UnreadableClip, evenly_spread, iter_frames, probe, read_frames
 
 CORNERS = {"red": (255, 0, 0), "lime": (0, 255, 0), "blue": (0, 0, 255), "white": (255, 255, 255)}
 COUNTER = "geq=lum='16+8*N+8*random(1)-4':cb=128:cr=128"  # frame n has the mean 16 + 8 n; noise gives it some bytes
-
-
-def ffmpeg(*arguments: object) -> None:
-    subprocess.run([get_ffmpeg_exe(), "-v", "error", "-y", *map(str, arguments)], check=True)
 
 
 def generate(path: Path, source: str, *options: object) -> Path:
