@@ -1,4 +1,4 @@
-"""The one home of measured figures: ``models/results.json``. README, cards and notebooks quote it; a test compares."""
+"""All measured results in one file, ``models/results.json``: README, model cards and notebooks quote it."""
 
 import json
 import re
@@ -14,28 +14,30 @@ FIELDS = ("name", "value", "low", "high", "data", "split", "command", "seed", "d
 
 
 def results_file(folder: str | Path | None = None) -> Path:
-    """``results.json`` of a folder of weights, ``models/`` unless given."""
+    """``results.json`` in a folder of weights, by default ``models/``."""
     return Path(folder or models_folder()) / "results.json"
 
 
-def result(name: str, value: float, interval: tuple[float, float] | None = None, *, data: str, split: str, command: str,
-           seed: int | None = None) -> dict:
-    """One measured figure.
+def result(name: str, value: float, interval: tuple[float, float] | None = None, *, data: str, split: str,
+           command: str, seed: int | None = None) -> dict:
+    """One measured result; a later one of the same name replaces it.
 
     Args:
-        name: slash-separated, such as ``face/dfdc test/AUC``; a later figure of this name replaces it.
-        value, interval: the figure and its 95 % interval.
-        data, split: what it was measured on. command: what measured it. seed: of the run.
+        name: slash-separated, such as ``face/dfdc test/AUC``.
+        value, interval: the result and its 95 % interval.
+        data, split, command, seed: what it was measured on, and how.
     """
     low, high = interval or (None, None)
     numbers = [None if number is None else round(float(number), 4) for number in (value, low, high)]
-    return dict(zip(FIELDS, [name, *numbers, data, split, command, seed, f"{datetime.now(UTC):%Y-%m-%d}"], strict=True))
+    return dict(zip(FIELDS, [name, *numbers, data, split, command, seed, f"{datetime.now(UTC):%Y-%m-%d}"],
+                    strict=True))
 
 
 def save_results(entries: Iterable[dict], folder: str | Path | None = None) -> Path:
-    """Add figures to the file, sorted by name; each replaces the former one of its name."""
+    """Add results to the file, sorted by name; each replaces an earlier one of the same name."""
     path = results_file(folder)
-    known = {entry["name"]: entry for entry in (json.loads(path.read_text("utf-8")) if path.is_file() else [])}
+    known = {entry["name"]: entry
+             for entry in (json.loads(path.read_text("utf-8")) if path.is_file() else [])}
     known |= {entry["name"]: {field: entry[field] for field in FIELDS} for entry in entries}
     rows = ",\n".join(json.dumps(known[name], ensure_ascii=False) for name in sorted(known))
     path.write_text(f"[\n{rows}\n]\n", encoding="utf-8")
@@ -43,7 +45,7 @@ def save_results(entries: Iterable[dict], folder: str | Path | None = None) -> P
 
 
 def read_results(prefix: str = "", folder: str | Path | None = None) -> pd.DataFrame:
-    """The figures whose names start with ``prefix``, indexed by name; columns as ``FIELDS``."""
+    """The results whose names start with ``prefix``, indexed by name; columns as in ``FIELDS``."""
     entries = json.loads(results_file(folder).read_text("utf-8"))
     table = pd.DataFrame(entries, columns=list(FIELDS)).set_index("name")
     return table[table.index.str.startswith(prefix)]

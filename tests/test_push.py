@@ -244,7 +244,7 @@ def test_fault_is_reported_with_what_was_sent(kaggle, push):
     assert done.returncode == 1
     assert "Maximum batch GPU session count reached" in done.stderr and "Traceback" not in done.stderr
     assert re.search(r"done: \S+/alice/deepfake-01-exploration\n", done.stderr)
-    assert re.search(r"perhaps on Kaggle: \S+/alice/deepfake-02-face-cropping\n", done.stderr)
+    assert re.search(r"may be on Kaggle: \S+/alice/deepfake-02-face-cropping\n", done.stderr)
     assert re.search(r"not sent: \S+/alice/deepfake-03-audio-spectrograms\n", done.stderr)
     assert len(kaggle.bodies("SaveKernel")) == 2
 
@@ -313,7 +313,7 @@ def test_missing_weights(tmp_path):
 def test_missing_wheel(push, tmp_path):
     done = push("--dry-run", PIP_FIND_LINKS=str(tmp_path / "nothing"))
     assert done.returncode == 1
-    assert "pip could not fetch mtcnn" in done.stderr
+    assert "pip could not download mtcnn" in done.stderr
 
 
 def test_dry_run_sends_nothing(kaggle, push, tmp_path):

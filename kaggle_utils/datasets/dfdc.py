@@ -11,10 +11,10 @@ from ..kaggle.paths import COMPETITION, input_folder, on_kaggle, project_root, w
 
 
 def data_folder() -> Path:
-    """A data set in DFDC's layout, found in this order:
+    """Find a data set in DFDC's layout.
 
-    the folder that ``DFDC_DATA`` names, the competition's mount on Kaggle, ``data/`` in the clone,
-    and else the miniature data set, which is made on the spot in ``work/miniature``.
+    In this order: the folder named by ``DFDC_DATA``, the competition's mount on Kaggle, ``data/`` in the
+    clone, or else the miniature data set, which is made on the spot in ``work/miniature``.
     """
     if named := os.environ.get("DFDC_DATA"):
         return Path(named)
@@ -34,8 +34,9 @@ TRAIN_FOLDERS = ("train_sample_videos", "dfdc_train_part_*", ".")
 
 
 def is_inside(name: str) -> bool:
-    """True when ``name`` is a plain file name, so that joining it to a folder cannot leave that folder."""
-    return isinstance(name, str) and bool(name) and Path(name).name == name and name != ".." and not set("\\\0") & set(name)
+    """True if ``name`` is a plain file name that cannot lead out of a folder."""
+    return (isinstance(name, str) and bool(name) and Path(name).name == name and name != ".."
+            and not set("\\\0") & set(name))
 
 
 def read_metadata(path: Path) -> dict[str, dict]:
@@ -56,7 +57,7 @@ def read_metadata(path: Path) -> dict[str, dict]:
 
 
 def read_dfdc(folder: str | Path) -> pd.DataFrame:
-    """The labelled clips of a data set in DFDC's layout, one row each.
+    """The labelled clips of a data set in DFDC's layout, one per row.
 
     Reads every ``metadata.json`` in ``folder``, ``train_sample_videos`` and ``dfdc_train_part_*``.
 
@@ -65,7 +66,7 @@ def read_dfdc(folder: str | Path) -> pd.DataFrame:
         or None), ``group`` (the original's name, also for the original itself) and ``part`` (folder name).
 
     Raises:
-        FileNotFoundError: no ``metadata.json`` lies where the layout expects one.
+        FileNotFoundError: the layout's folders hold no ``metadata.json``.
     """
     folder = Path(folder)
     files = [file for pattern in TRAIN_FOLDERS for file in sorted(folder.glob(f"{pattern}/metadata.json"))]
@@ -81,11 +82,11 @@ def read_dfdc(folder: str | Path) -> pd.DataFrame:
 
 
 def clips_to_score(folder: str | Path) -> pd.DataFrame:
-    """The clips that a submission must name, in its order.
+    """The clips that a submission must list, in its order.
 
-    ``folder`` is a DFDC root (``test_videos/`` in the order of ``sample_submission.csv``) or a flat folder of clips.
-    Labels come from ``test_labels.csv`` or ``metadata.json`` where there is one. A clip that the sample submission
-    names and the folder lacks keeps its row.
+    ``folder`` is a DFDC root (``test_videos/`` in the order of ``sample_submission.csv``) or a flat folder of
+    clips. Labels come from ``test_labels.csv`` or ``metadata.json`` if present. A clip that is in the sample
+    submission but not in the folder keeps its row.
 
     Returns:
         Columns ``filename``, ``path`` and ``label`` (0.0 REAL, 1.0 FAKE, NaN unknown).
@@ -113,18 +114,19 @@ def clips_to_score(folder: str | Path) -> pd.DataFrame:
 
 
 def file_stamp(path: Path | None) -> list[int] | None:
-    """Size in bytes and time of the last change in ns of a file, by which a changed clip is known; None where there is none."""
-    if path is None or not os.path.exists(path):  # not path.exists(), which raises on a name that is too long
+    """A file's size in bytes and mtime in ns, to detect a changed clip; None if it is missing."""
+    if path is None or not os.path.exists(path):  # path.exists() raises on an overlong name
         return None
     return [path.stat().st_size, path.stat().st_mtime_ns]
 
 
 def _known_labels(folder: Path, clips: Path) -> dict[str, float]:
-    """Labels of the clips to score, where the data set gives them."""
+    """Labels of the clips to score, if the data set provides them."""
     if (table := folder / "test_labels.csv").is_file():
         rows = pd.read_csv(table)
         return dict(zip(rows["filename"], rows["label"].astype(float), strict=True))
     if (metadata := clips / "metadata.json").is_file():
         codes = {"REAL": float(REAL), "FAKE": float(FAKE)}
-        return {name: codes.get(entry.get("label"), np.nan) for name, entry in read_metadata(metadata).items()}
+        return {name: codes.get(entry.get("label"), np.nan)
+                for name, entry in read_metadata(metadata).items()}
     return {}
