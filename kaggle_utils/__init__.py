@@ -10,7 +10,7 @@ Importing this package is cheap: TensorFlow, mtcnn, moviepy and librosa load on 
 
 from importlib import import_module
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 __all__ = ["Detector", "Verdict"]
 
 

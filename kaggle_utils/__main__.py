@@ -4,6 +4,7 @@ import argparse
 import sys
 from pathlib import Path
 
+from . import __version__
 from .kaggle import paths
 from .kaggle import push as kaggle_push
 
@@ -32,6 +33,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser("python -m kaggle_utils", description="Detect deepfake videos.")
+    parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
     miniature = commands.add_parser("miniature", help="make a small data set in DFDC's layout")
@@ -87,6 +89,9 @@ def _parser() -> argparse.ArgumentParser:
                           "(default: models/face_validation.csv)")
     evaluate.set_defaults(run=run_evaluate)
 
+    quoted = commands.add_parser("results", help="write the figures of models/results.json into README and cards")
+    quoted.set_defaults(run=run_results)
+
     push = commands.add_parser("push", help="upload code, weights and wheels, and run notebooks on Kaggle")
     push.add_argument("names", nargs="*", metavar="NAME",
                       help=f"notebooks, by name or number (default: {kaggle_push.SUBMISSION})")
@@ -115,6 +120,7 @@ def make_miniature(options: argparse.Namespace) -> None:
 
 def run_extract(options: argparse.Namespace) -> None:
     """Cache the face crops and the voice of every clip, and print how many were extracted."""
+    paths.prepare()
     from .extraction import extract_folder
 
     cache = options.cache or paths.working_folder() / "extracts"
@@ -125,6 +131,7 @@ def run_extract(options: argparse.Namespace) -> None:
 
 def run_predict(options: argparse.Namespace) -> None:
     """Score one clip and print JSON, or score a folder into submission.csv with two figures."""
+    paths.prepare()
     import json
 
     from .datasets.dfdc import data_folder
@@ -190,6 +197,7 @@ def _caption(row) -> str:
 
 def run_report(options: argparse.Namespace) -> None:
     """Write the report page of one clip, and print the verdict and the page's path."""
+    paths.prepare()
     from .detector import Detector
     from .report import percent, write_report
 
@@ -214,6 +222,7 @@ def run_check(options: argparse.Namespace) -> None:
 
 def run_train(options: argparse.Namespace) -> None:
     """Train one network as notebooks 04 and 05 do."""
+    paths.prepare()
     output = options.output or paths.working_folder() / "training"
     if options.branch == "face":
         from .face.training import run_face as run
@@ -224,6 +233,7 @@ def run_train(options: argparse.Namespace) -> None:
 
 def run_evaluate(options: argparse.Namespace) -> None:
     """Print the tables of the model cards."""
+    paths.prepare()
     import pandas as pd
 
     from .face import evaluation as face_evaluation
@@ -243,6 +253,17 @@ def run_evaluate(options: argparse.Namespace) -> None:
     with pd.option_context("display.width", 250, "display.max_columns", None, "display.max_rows", None):
         for name, table in tables.items():
             print(f"{name}\n{table.round(3).to_string()}\n")
+
+
+def run_results(options: argparse.Namespace) -> None:
+    """Fill the marked places of README and model cards and print the files that changed."""
+    from .results import fill
+
+    for path in (paths.project_root() / "README.md", *sorted(paths.models_folder().glob("*.md"))):
+        text = path.read_text(encoding="utf-8")
+        if (filled := fill(text)) != text:
+            path.write_text(filled, encoding="utf-8")
+            print(path)
 
 
 def run_push(options: argparse.Namespace) -> None:

@@ -380,8 +380,7 @@ def test_committed_metadata_are_those_of_the_submission_kernel():
     derived = kaggle_push.metadata_of(kaggle_push.SUBMISSION, owner)
     assert committed == derived | {"code_file": "notebooks/07_fusion_inference.ipynb"}
     kaggle_push.check(ROOT)
-    readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    assert not [name for name in NAMES if f"https://www.kaggle.com/code/{owner}/{paths.kernel_slug(name)})" not in readme]
+    assert "kaggle.com/code" not in (ROOT / "README.md").read_text(encoding="utf-8"), "no links before there is an owner"
 
 
 def test_owner(tmp_path):
@@ -392,7 +391,9 @@ def test_owner(tmp_path):
     metadata = kaggle_push.read_metadata(tmp_path)
     assert (metadata["id"], metadata["dataset_sources"]) == (
         "bob/deepfake-07-fusion-inference", ["bob/deepfake-face-and-voice"])
-    assert f"/{before}/" not in (tmp_path / "README.md").read_text(encoding="utf-8")
+    readme = (tmp_path / "README.md").read_text(encoding="utf-8")
+    assert f"/{before}/" not in readme and "| Open in Kaggle |" in readme
+    assert not [name for name in NAMES if f"https://www.kaggle.com/code/bob/{paths.kernel_slug(name)}) |" not in readme]
     assert kaggle_push.set_owner("bob", tmp_path) == []
     with pytest.raises(ValueError, match="expected an account's name"):
         kaggle_push.set_owner("bob/x", tmp_path)

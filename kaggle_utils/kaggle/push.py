@@ -175,7 +175,10 @@ def _check_source(path: Path) -> list[str]:
 
 
 def set_owner(name: str, root: Path | None = None) -> list[Path]:
-    """Write an account into ``kernel-metadata.json`` and the README's links; returns the changed files.
+    """Write an account into ``kernel-metadata.json`` and add links to its kernels to the README.
+
+    Returns:
+        the files that changed.
 
     Raises:
         ValueError: not a valid name of a Kaggle account.
@@ -184,14 +187,24 @@ def set_owner(name: str, root: Path | None = None) -> list[Path]:
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9-]{2,}", name):
         raise ValueError(f"{name!r}: expected an account's name as in https://www.kaggle.com/NAME")
     old = read_metadata(root)["id"].split("/")[0]
-    changed = []
-    for path, before, after in ((root / METADATA, f'"{old}/', f'"{name}/'),
-                                (root / "README.md", f"kaggle.com/code/{old}/", f"kaggle.com/code/{name}/")):
-        text = path.read_text(encoding="utf-8")
-        if (new := text.replace(before, after)) != text:
-            path.write_text(new, encoding="utf-8")
-            changed.append(path)
+    texts = {path: path.read_text(encoding="utf-8") for path in (root / METADATA, root / "README.md")}
+    new = {root / METADATA: texts[root / METADATA].replace(f'"{old}/', f'"{name}/'),
+           root / "README.md": _with_links(texts[root / "README.md"], name)}
+    changed = [path for path in texts if new[path] != texts[path]]
+    for path in changed:
+        path.write_text(new[path], encoding="utf-8")
     return changed
+
+
+def _with_links(readme: str, owner: str) -> str:
+    """The README with a column of links from its table of notebooks to the kernels of ``owner``."""
+    def row(match: re.Match) -> str:
+        return f"{match[1]} [open](https://www.kaggle.com/code/{owner}/{kernel_slug(match[2])}) |"
+
+    rows = re.sub(r"^(\| \[(\d\d_\w+)\]\(notebooks/\2\.ipynb\) \| [^|\n]+ \|)(?: \[open\]\([^)]*\) \|)?$", row, readme,
+                  flags=re.MULTILINE)
+    return rows.replace("| notebook | what it shows |\n|---|---|\n",
+                        "| notebook | what it shows | Open in Kaggle |\n|---|---|---|\n")
 
 
 # -- staging -------------------------------------------------------------------------------------------------
