@@ -151,7 +151,6 @@ class Detector:
         """Score one clip.
 
         Args:
-            path: a video file.
             frames: number of evenly spread frames to read; fewer than ten are repeated to fill ten rows.
 
         Returns:
@@ -217,9 +216,7 @@ class Detector:
                       warnings: list[str]) -> dict | None:
         """The voice network's outputs for a clip's sound; None without sound or, with a warning, if silent.
 
-        Args:
-            samples: as :func:`extraction.listen` returns them; None without sound.
-            sample_rate: in Hz.
+        ``samples``: as :func:`extraction.listen` returns them, at ``sample_rate`` Hz; None without sound.
         """
         outputs = None if samples is None else self._run_voice(samples, sample_rate)
         if samples is not None and outputs is None:
@@ -233,7 +230,6 @@ class Detector:
 
         Args:
             clip: its frames as :func:`extraction.look` returns them, or its extract.
-            people: the ten crops of each person.
             seen: the outputs of :meth:`face_outputs` for each person.
             heard: the result of :meth:`voice_outputs`.
             warnings: from earlier steps; this step's warnings are added.

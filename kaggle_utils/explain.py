@@ -150,7 +150,6 @@ def exchange_map(network: keras.Model, spoofed: np.ndarray, recording: np.ndarra
     Args:
         network: a 16 kHz voice network with its head.
         spoofed, recording: aligned float32 windows (T,) of the twin and its canonical recording.
-        times, bands: number of patches along each axis.
 
     Returns:
         float32 (bands, times), lowest band first; positive where the patch is evidence for FAKE.

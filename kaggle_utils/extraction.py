@@ -50,8 +50,6 @@ def extract(path: str | Path, finder: detection.FaceFinder, frames: int = FRAMES
 
     Args:
         path: a video file; parts that cannot be read become warnings.
-        frames: number of evenly spread frames.
-        sample_rate: of the voice, in Hz.
     """
     path = Path(path)
     with ThreadPoolExecutor(max_workers=1) as beside:

@@ -28,7 +28,6 @@ class Journal:
     def __init__(self, path: Path, fingerprint: str):
         """
         Args:
-            path: the journal file; created if missing.
             fingerprint: identifies the models and settings; a journal with another one is overwritten.
         """
         self.path = path
@@ -177,7 +176,6 @@ def problems_of(submission: str | Path, expected: Iterable[str] | None = None) -
     """Faults for which Kaggle would reject a submission: one line each, with the first rows affected.
 
     Args:
-        submission: the CSV to check.
         expected: names of the required clips, each once; None: names are not checked against a data set.
 
     Raises:

@@ -1,6 +1,6 @@
 """Shared by all training runs: schedule, averaged weights, time limit, checkpoints and resume.
 
-Needs keras and a backend (JAX, PyTorch or TensorFlow). The runs are in face.training and voice.training.
+The runs are in ``face.training`` and ``voice.training``.
 """
 
 import json

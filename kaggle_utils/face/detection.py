@@ -57,7 +57,6 @@ class FaceFinder:
         long_side: frames with a longer side are shrunk to it, in pixels; None searches at full size.
         smallest: skip pyramid levels that only find faces below this share of the long side; 0 keeps all.
         batch: number of frames of one size that go through the networks together.
-        device: TensorFlow's name of the device.
     """
 
     def __init__(self, long_side: int | None = 640, smallest: float = 1 / 25, batch: int = 5,

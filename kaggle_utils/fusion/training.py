@@ -91,7 +91,6 @@ def embed_faces(network: keras.Model, faces: Faces, size: int = 256, views: int 
     """Run slightly different views of each crop through the face network.
 
     Args:
-        size: side of the views in pixels, the network's input size.
         views: number of different views; they are repeated to ten.
     """
     augmented = AugmentedNetwork(network, FaceAugment(

@@ -263,7 +263,6 @@ def call(*arguments: str, expect: str, seconds: float) -> re.Match:
     """Run Kaggle's client once and return the match of ``expect`` in its output.
 
     Args:
-        arguments: of ``kaggle``.
         expect: regular expression of a successful answer.
         seconds: timeout; the client itself has none.
 
@@ -376,8 +375,6 @@ def push(names: list[str], owner: str | None = None, *, dry_run: bool = False, w
     Args:
         names: notebooks, in any form that :func:`select` accepts.
         owner: the Kaggle account; default: that of the user's credentials.
-        dry_run: stage and check, but send nothing.
-        with_data: False if the data set on Kaggle is up to date.
         output: where to download each kernel's output; by default it stays on Kaggle.
         every: seconds between two status requests.
         seconds: timeout of one request.

@@ -24,7 +24,6 @@ def read_voice(path: str | Path, sample_rate: int = SAMPLE_RATE,
     """The sound track of a clip mixed to mono, float32 (T,) in [-1, 1]; None without a sound track.
 
     Args:
-        path: a clip or a sound file.
         sample_rate: in Hz; ffmpeg resamples with a low-pass filter.
         seconds: how much to read from the start; None: all of it (64 kB per second at 16 kHz).
 
