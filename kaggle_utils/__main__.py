@@ -25,6 +25,9 @@ def main(arguments: list[str] | None = None) -> int:
         where = f"{error.filename}: {error.strerror}" if error.filename else error
         print(f"error: {where}", file=sys.stderr)
         return 1
+    except MemoryError:
+        print("error: not enough memory", file=sys.stderr)
+        return 1
     except (ValueError, kaggle_push.KaggleError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

@@ -101,6 +101,8 @@ class Detector:
         folder = Path(folder) if folder else models_folder()
         digests = checked_digests(folder)
         settings = json.loads((folder / SETTINGS).read_text())
+        if missing := {"fusion", "calibration", "range", "flip"} - set(settings):
+            raise ValueError(f"{folder / SETTINGS}: expected {', '.join(sorted(missing))}")
         settings["fusion"] = join or settings["fusion"]
         face, hears = (storage.load_branch(folder, name) for name in ("face", "voice"))
         calibration = rules.Calibration(settings["calibration"], settings["range"],
@@ -323,7 +325,7 @@ def checked_digests(folder: Path) -> dict[str, str]:
         with open(path, "rb") as file:
             digests[path.name] = hashlib.file_digest(file, "sha256").hexdigest()
     if (sums := folder / SUMS).is_file():
-        listed = {name: digest for digest, name in map(str.split, sums.read_text().splitlines())}
+        listed = dict(line.split()[::-1] for line in sums.read_text().splitlines() if len(line.split()) == 2)
         for name, digest in digests.items():
             if listed.get(name) != digest:
                 raise ValueError(f"{folder / name}: expected SHA-256 {listed.get(name)} by {sums}, "

@@ -44,7 +44,7 @@ def load_network(path: Path | str, policy: str = "float32") -> keras.Model:
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file, expected weights in a .keras file")
-    if not zipfile.is_zipfile(path):
+    if not zipfile.is_zipfile(path) or "config.json" not in zipfile.ZipFile(path).namelist():
         raise ValueError(f"{path}: found {path.stat().st_size} bytes, not an archive; expected a .keras file")
     with zipfile.ZipFile(path) as file, tempfile.TemporaryDirectory() as folder:
         model = _rebuilt(json.loads(file.read("config.json")), policy)

@@ -2,6 +2,7 @@
 
 import json
 import os
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +10,7 @@ import pandas as pd
 
 from ..kaggle.paths import COMPETITION, input_folder, on_kaggle, project_root, working_folder
 
+REAL, FAKE = 0, 1
 
 def data_folder() -> Path:
     """Find a data set in DFDC's layout.
@@ -26,7 +28,7 @@ def data_folder() -> Path:
 
     return make_miniature(working_folder() / "miniature")
 
-REAL, FAKE = 0, 1
+
 VIDEO_SUFFIXES = frozenset([
     ".mp4", ".mov", ".m4v", ".avi", ".mkv", ".webm", ".mpg", ".mpeg", ".wmv", ".flv", ".3gp", ".ts",
 ])
@@ -47,7 +49,7 @@ def read_metadata(path: Path) -> dict[str, dict]:
     """
     try:
         entries = json.loads(Path(path).read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:  # no JSON, no text, or nested too deeply
         raise ValueError(f"{path}: expected a JSON object of clips, found {error}") from error
     if not isinstance(entries, dict) or not all(isinstance(entry, dict) for entry in entries.values()):
         raise ValueError(f"{path}: expected a JSON object with one object for each clip")
@@ -74,9 +76,10 @@ def read_dfdc(folder: str | Path) -> pd.DataFrame:
         raise FileNotFoundError(f"{folder}: expected metadata.json there or in one of {TRAIN_FOLDERS[:2]}")
     rows = [
         {"filename": name, "path": file.parent / name, "label": entry.get("label"),
-         "original": entry.get("original"), "group": entry.get("original") or name, "part": file.parent.name}
+         "original": original, "group": original or name, "part": file.parent.name}
         for file in files
         for name, entry in read_metadata(file).items()
+        for original in [entry.get("original") or None]
     ]
     return pd.DataFrame(rows)
 
@@ -100,7 +103,10 @@ def clips_to_score(folder: str | Path) -> pd.DataFrame:
         raise FileNotFoundError(f"{folder}: expected a folder of clips")
     sample = folder / "sample_submission.csv"
     if clips != folder and sample.is_file():
-        names = pd.read_csv(sample, dtype=str)["filename"].tolist()
+        table = pd.read_csv(sample, dtype=str)
+        if "filename" not in table:
+            raise ValueError(f"{sample}: expected a column filename, found {list(table)[:5]}")
+        names = table["filename"].dropna().tolist()
     else:
         names = sorted(path.name for path in clips.iterdir() if path.suffix.lower() in VIDEO_SUFFIXES)
     if not names:
@@ -124,9 +130,15 @@ def _known_labels(folder: Path, clips: Path) -> dict[str, float]:
     """Labels of the clips to score, if the data set provides them."""
     if (table := folder / "test_labels.csv").is_file():
         rows = pd.read_csv(table)
-        return dict(zip(rows["filename"], rows["label"].astype(float), strict=True))
+        if {"filename", "label"} <= set(rows):
+            return dict(zip(rows["filename"], pd.to_numeric(rows["label"], errors="coerce"), strict=True))
+        print(f"warning: {table} is ignored: expected the columns filename and label", file=sys.stderr)
     if (metadata := clips / "metadata.json").is_file():
         codes = {"REAL": float(REAL), "FAKE": float(FAKE)}
-        return {name: codes.get(entry.get("label"), np.nan)
-                for name, entry in read_metadata(metadata).items()}
+        try:
+            entries = read_metadata(metadata)
+        except ValueError as error:  # another program's file: it only supplies labels
+            print(f"warning: labels are unknown: {error}", file=sys.stderr)
+            return {}
+        return {name: codes.get(str(entry.get("label")), np.nan) for name, entry in entries.items()}
     return {}

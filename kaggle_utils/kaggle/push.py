@@ -50,6 +50,7 @@ LARGEST_SOURCE = 1_000_000  # bytes of a notebook
 SECRET = re.compile(r"KGAT_\w{8}|(?i:key|token|password)\W{0,3}[:=]\W{1,4}[\w-]{16,}")
 MACHINE_PATH = re.compile(r"(?<![\w.])/(?:home|root|Users|tmp|mnt)/\w|\b[A-Z]:\\\\?Users")
 
+MARK = ".made-by-push"  # names of the folders that push made beside it
 SECONDS_PER_MB = 20  # of upload, before giving up on the client
 MISSES = 3  # failed status checks in a row that end the wait
 LOGIN = ("Kaggle finds no valid credentials. Run `kaggle auth login`, or create a token at "
@@ -201,8 +202,8 @@ def _with_links(readme: str, owner: str) -> str:
     def row(match: re.Match) -> str:
         return f"{match[1]} [open](https://www.kaggle.com/code/{owner}/{kernel_slug(match[2])}) |"
 
-    rows = re.sub(r"^(\| \[(\d\d_\w+)\]\(notebooks/\2\.ipynb\) \| [^|\n]+ \|)(?: \[open\]\([^)]*\) \|)?$", row, readme,
-                  flags=re.MULTILINE)
+    line = r"^(\| \[(\d\d_\w+)\]\(notebooks/\2\.ipynb\) \| [^|\n]+ \|)(?: \[open\]\([^)]*\) \|)?$"
+    rows = re.sub(line, row, readme, flags=re.MULTILINE)
     return rows.replace("| notebook | what it shows |\n|---|---|\n",
                         "| notebook | what it shows | Open in Kaggle |\n|---|---|---|\n")
 
@@ -252,9 +253,18 @@ def fetch_wheels(folder: Path) -> None:
 
 
 def empty(folder: Path) -> Path:
-    """Create ``folder``, or empty it."""
+    """Create ``folder``, or empty it if an earlier call made it: :data:`MARK` beside it lists those.
+
+    Raises:
+        KaggleError: there is another folder of that name.
+    """
+    mark = folder.parent / MARK
+    made = mark.read_text(encoding="utf-8").splitlines() if mark.is_file() else []
+    if folder.exists() and folder.name not in made:
+        raise KaggleError(f"{folder}: exists and was not made by push; choose another --build folder")
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
+    mark.write_text("\n".join(sorted({*made, folder.name})) + "\n", encoding="utf-8")
     return folder
 
 
