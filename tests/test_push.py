@@ -320,7 +320,7 @@ def test_dry_run_sends_nothing(kaggle, push, tmp_path):
     done = push("--all", "--dry-run", "--build", tmp_path / "build", KAGGLE_KEY="", KAGGLE_USERNAME="")
     assert done.returncode == 0, done.stderr
     assert kaggle.requests == []
-    assert {path.name for path in (tmp_path / "build").iterdir()} == {*NAMES, "data"}
+    assert {path.name for path in (tmp_path / "build").iterdir()} == {*NAMES, "data", kaggle_push.MARK}
 
 
 # -- what the client would send without a word -------------------------------------------------------------------
