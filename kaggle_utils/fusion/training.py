@@ -18,9 +18,9 @@ from ..datasets.dfdc import FAKE, REAL
 from ..face.augment import FaceAugment
 from ..face.data import Faces
 from ..metrics import auc, bootstrap_interval, expected_calibration_error, fit_line, log_loss, sigmoid
+from ..results import result, save_results
 from ..voice.data import Voices
 from ..voice.signal import windows
-from .networks import last_cnn
 from .rules import BRANCH_OUTPUTS, Calibration, NoisyOr, log_odds, pooled
 
 MISSING = 0.15  # share of the training clips without a face, and without a voice
@@ -121,7 +121,7 @@ def embed_voices(network: keras.Model, voices: Voices) -> Embeddings:
     means = {name: np.stack([part.mean(0) for part in np.split(np.asarray(x), ends)])
              for name, x in outputs.items()}
     table = voices.table
-    return Embeddings(means, table["label"].to_numpy(), (table["corpus"] + table["speaker"]).to_numpy(str))
+    return Embeddings(means, table["label"].to_numpy(), table["speaker"].to_numpy(str))
 
 
 # --- assembled clips ----------------------------------------------------------------------------------------
@@ -174,19 +174,6 @@ def _balanced(labels: np.ndarray, count: int, random: np.random.Generator) -> np
     return random.choice(len(labels), count, p=chance / chance.sum())
 
 
-def train_last(clips: Clips, epochs: int = 15, seed: int = 0, normalization: str = "batch",
-               as_run: bool = False, verbose: int = 0) -> keras.Model:
-    """Fit the study's last CNN on assembled clips; binary cross-entropy, Adam with a cosine schedule to 0."""
-    keras.utils.set_random_seed(seed)
-    network = last_cnn(as_run=as_run, normalization=normalization)
-    steps = -(-len(clips.labels) // 64) * epochs
-    network.compile(keras.optimizers.Adam(keras.optimizers.schedules.CosineDecay(1e-3, steps)),
-                    keras.losses.BinaryCrossentropy(from_logits=True, label_smoothing=0.02))
-    labels = clips.labels.astype(np.float32)[:, None]
-    network.fit(clips.inputs, labels, batch_size=64, epochs=epochs, verbose=verbose)
-    return network
-
-
 # --- fusion methods -----------------------------------------------------------------------------------------
 @dataclass(frozen=True)
 class Method:
@@ -231,8 +218,8 @@ def last_logits(network: keras.Model, clips: Clips) -> np.ndarray:
     return network.predict(clips.inputs, batch_size=256, verbose=0)[:, 0]
 
 
-def fit_methods(train: Clips, epochs: int = 15, seed: int = 0) -> dict[str, Method]:
-    """Every fusion method, from a single branch to the study's last CNN, fitted on ``train``.
+def fit_methods(train: Clips) -> dict[str, Method]:
+    """Every fusion method but the study's last network, which notebook 06 trains, fitted on ``train``.
 
     A single branch detects its own fakes: half of the faces are fake and half of the voices. Noisy-or
     combines these two answers. The other methods are fitted on the clips' labels and need a calibration line.
@@ -241,7 +228,7 @@ def fit_methods(train: Clips, epochs: int = 15, seed: int = 0) -> dict[str, Meth
 
     lines = branch_lines(train)
     regression = LogisticRegression(class_weight="balanced").fit(branch_logits(train, lines), train.labels)
-    methods = {
+    return {
         "face alone": Method(lambda clips: branch_logits(clips, lines)[:, 0], 0.5),
         "voice alone": Method(lambda clips: branch_logits(clips, lines)[:, 1], 0.5),
         "mean of logits": Method(lambda clips: branch_logits(clips, lines).mean(axis=1)),
@@ -249,11 +236,6 @@ def fit_methods(train: Clips, epochs: int = 15, seed: int = 0) -> dict[str, Meth
         "logistic regression": Method(
             lambda clips: regression.decision_function(branch_logits(clips, lines))),
     }
-    for normalization in ("batch", "group"):
-        network = train_last(train, epochs, seed, normalization)
-        methods[f"last CNN, {normalization} norm"] = Method(
-            lambda clips, network=network: last_logits(network, clips))
-    return methods
 
 
 # --- comparison ---------------------------------------------------------------------------------------------
@@ -305,3 +287,12 @@ def compare(methods: dict[str, Method], calibrate: Clips, test: Clips, interval:
     """One row per method on the same clips: :func:`fusion_metrics` of its probabilities."""
     return pd.DataFrame({name: fusion_metrics(test, probabilities(method, calibrate, test), interval)
                          for name, method in methods.items()}).T
+
+
+def save_comparison(table: pd.DataFrame, clips: Clips, seed: int) -> None:
+    """Put log loss, AUC and calibration error of every method into ``models/results.json``."""
+    source = {"data": f"{len(clips.labels):,} assembled clips, DFDC parts 48–49 and unheard speakers",
+              "split": "by original and speaker", "seed": seed,
+              "command": "notebooks/06_fusion_training.ipynb with DEEPFAKE_DATA"}
+    save_results(result(f"fusion/{method}/{name}", row[name], (row[f"{name} low"], row[f"{name} high"]), **source)
+                 for method, row in table.iterrows() for name in ("log loss", "AUC", "ECE"))
