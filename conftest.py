@@ -43,6 +43,14 @@ def miniature() -> Path:
 
 
 @pytest.fixture(scope="session")
+def detector():
+    """The shipped networks, loaded once for each process."""
+    from kaggle_utils import Detector
+
+    return Detector.load()
+
+
+@pytest.fixture(scope="session")
 def real_clips() -> Path:
     """Two real DFDC clips, where the research data is at hand."""
     from kaggle_utils.kaggle.paths import research_data

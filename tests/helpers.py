@@ -1,8 +1,10 @@
 """What several tests share."""
 
+import subprocess
 from pathlib import Path
 
 import numpy as np
+from imageio_ffmpeg import get_ffmpeg_exe
 
 from kaggle_utils.datasets.drawing import blend_mask
 from kaggle_utils.datasets.miniature import clip_facts
@@ -14,3 +16,8 @@ def clip_mask(folder: Path, filename: str, frame_index: int) -> np.ndarray:
     if facts["fake_face"] is None:
         return np.zeros((facts["height"], facts["width"]), np.float32)
     return blend_mask(facts["height"], facts["width"], facts["faces"][facts["fake_face"]][frame_index])
+
+
+def ffmpeg(*arguments: object, stdin: bytes = b"") -> None:
+    """Run ffmpeg; raises where it fails."""
+    subprocess.run([get_ffmpeg_exe(), "-v", "error", "-y", *map(str, arguments)], check=True, input=stdin)

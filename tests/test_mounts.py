@@ -17,7 +17,8 @@ import conftest
 from conftest import ROOT
 from kaggle_utils import blocks, storage
 from kaggle_utils.face import networks as face_networks
-from kaggle_utils.kaggle import paths, push
+from kaggle_utils.kaggle import paths
+from kaggle_utils.kaggle import push as kaggle_push
 from kaggle_utils.voice import networks as voice_networks
 
 # Kaggle's two layouts, and within the later one other things than a data set that may hold the package: where a thing called
@@ -54,13 +55,14 @@ def small_models(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("models")
     for name, branch in {"face": face_networks.mesoinception4(64), "voice": voice_networks.voice_inception(width=8)}.items():
         storage.save_network(blocks.with_head(branch), folder / f"{name}.keras")
-    shutil.copy(ROOT / "models" / "detector.json", folder)
+    for name in ("detector.json", "results.json"):
+        shutil.copy(ROOT / "models" / name, folder)
     return folder
 
 
 def lay_out(folder: Path, layout: str, models: Path = ROOT / "models"):
     """Lay out a kernel's folders; returns a function that runs Python in its working folder."""
-    package, competition = (folder / "input" / place.format(slug=push.DATA_SLUG) for place in (LAYOUTS | HOLDERS)[layout])
+    package, competition = (folder / "input" / place.format(slug=kaggle_push.DATA_SLUG) for place in (LAYOUTS | HOLDERS)[layout])
     shutil.copytree(ROOT / "kaggle_utils", package / "kaggle_utils", ignore=shutil.ignore_patterns("__pycache__"))
     (package / "models").symlink_to(models)
     attach_competition(competition)
@@ -89,7 +91,7 @@ def attach_competition(folder: Path) -> None:
 
 def run_notebook(run, working: Path, name: str, change: tuple[str, str] = ("", ""), **changed) -> None:
     """Run one notebook through nbval in a kernel's working folder, a line of it changed as a user would."""
-    source = push.notebooks()[name].read_text(encoding="utf-8")
+    source = kaggle_push.notebooks()[name].read_text(encoding="utf-8")
     assert change[0] in source
     (working / "__notebook__.ipynb").write_text(source.replace(*change) if all(change) else source, encoding="utf-8")
     done = run("-m", "pytest", "-q", "-p", "no:cacheprovider", "--nbval-lax", "--nbval-current-env", "--nbval-cell-timeout=300",
@@ -99,7 +101,7 @@ def run_notebook(run, working: Path, name: str, change: tuple[str, str] = ("", "
 
 def submit(folder: Path, layout: str, models: Path) -> list[str]:
     """Run the submission kernel in a layout; returns the lines of its CSV."""
-    run_notebook(lay_out(folder, layout, models), folder / "working", push.SUBMISSION)
+    run_notebook(lay_out(folder, layout, models), folder / "working", kaggle_push.SUBMISSION)
     return (folder / "working" / "submission.csv").read_text().splitlines()
 
 
@@ -125,7 +127,7 @@ def test_submission_with_the_package_elsewhere(tmp_path):
 
 
 @every_notebook
-@pytest.mark.parametrize("name", [name for name in push.notebooks() if name != push.SUBMISSION])
+@pytest.mark.parametrize("name", [name for name in kaggle_push.notebooks() if name != kaggle_push.SUBMISSION])
 def test_notebook_from_mounts(name, tmp_path):
     run_notebook(lay_out(tmp_path, "by kind"), tmp_path / "working", name, DEEPFAKE_QUICK="1")
 

@@ -1,9 +1,9 @@
 """Voices: read at the right pitch on every moviepy, made alike, cut to what the networks take."""
 
-import subprocess
 
 import numpy as np
 import pytest
+from helpers import ffmpeg
 
 from kaggle_utils.media import sound
 from kaggle_utils.media.video import UnreadableClip
@@ -15,12 +15,6 @@ START_HZ, HZ_PER_S = 200.0, 1000.0  # a chirp that stays under 3.4 kHz
 
 def chirp(times: np.ndarray) -> np.ndarray:
     return np.sin(2 * np.pi * (START_HZ * times + HZ_PER_S / 2 * times**2))
-
-
-def ffmpeg(*arguments: object) -> None:
-    from moviepy.config import FFMPEG_BINARY
-
-    subprocess.run([FFMPEG_BINARY, "-v", "error", "-y", *map(str, arguments)], check=True, stdin=subprocess.DEVNULL)
 
 
 @pytest.fixture(scope="session")

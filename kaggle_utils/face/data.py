@@ -9,9 +9,9 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pandas as pd
-from tqdm.auto import tqdm
 
 from ..datasets.dfdc import FAKE, REAL
+from .framing import FaceCrops
 from .landmarks import mean_landmarks
 
 VALIDATION_PARTS = range(45, 48)
@@ -147,6 +147,10 @@ class Faces:
         return Faces(pd.concat([part.table for part in parts], ignore_index=True),
                      *(np.concatenate([getattr(part, name) for part in parts]) for name in ("crops", "points", "widths")))
 
+    def take(self, rows: np.ndarray) -> "Faces":
+        table = self.table.iloc[rows].reset_index(drop=True)
+        return Faces(table, self.crops[rows], self.points[rows], self.widths[rows])
+
     def rows(self, split: str) -> np.ndarray:
         return np.flatnonzero(self.table["split"] == split)
 
@@ -221,31 +225,39 @@ def read_real_frames(folder: str | Path, size: int = CROP_SIZE, width: float = F
                  np.full(len(rows), width, np.float32))
 
 
-def faces_of_clips(clips: pd.DataFrame, crops_per_clip: int = 4, size: int = CROP_SIZE) -> Faces:
+def faces_of_people(clips: pd.DataFrame, people: dict[str, FaceCrops], size: int = CROP_SIZE) -> Faces:
     """Crops of the main person of labelled clips, in the tight framing, with the mean landmarks.
 
+    Every fourth original, with its fakes, is for validation. ``p99`` says how far a fake's crop differs from its original's
+    in grey levels, so that :func:`is_unaltered` finds fakes of the voice alone.
+
     Args:
-        clips: rows of ``dataset.read_dfdc``; every fourth original, with its fakes, is for validation.
-        crops_per_clip: evenly spread over the clip; crops without a detected face are left out.
+        clips: rows of ``datasets.dfdc.read_dfdc``.
+        people: the main person's crops of each clip, by file name, such as ``extraction.load_extract(path).people[0]``.
+            Crops without a detected face are left out.
         size: side of the crops in pixels.
     """
-    from ..media.video import read_frames
-    from .detection import FaceFinder
-    from .framing import extract_faces
-
-    finder, rows, crops = FaceFinder(), [], []
     held_out = set(sorted(clips["group"].unique())[3::4])
-    for clip in tqdm(clips.to_dict("records"), unit="clip"):
-        person = extract_faces(read_frames(clip["path"], crops_per_clip).images, finder, rows=crops_per_clip)[0]
-        for number, (image, source) in enumerate(zip(person.images, person.sources, strict=True)):
-            if source == "detected":
-                rows.append({
-                    "stem": f"{Path(clip['filename']).stem}_{number}", "label": int(clip["label"] == "FAKE"),
-                    "group": clip["group"], "part": clip["part"],
-                    "source_px": int(person.boxes[number][2]), "p99": np.nan,
-                    "split": "validation" if clip["group"] in held_out else "train",
-                })
-                crops.append(cv2.resize(image, (size, size), interpolation=cv2.INTER_AREA))
+    rows, crops = [], []
+    for clip in clips.to_dict("records"):
+        person, original = people[clip["filename"]], people.get(clip["original"])
+        for number in np.flatnonzero(np.array(person.sources) == "detected"):
+            image = cv2.resize(person.images[number], (size, size), interpolation=cv2.INTER_AREA)
+            rows.append({
+                "stem": f"{Path(clip['filename']).stem}_{number}", "label": int(clip["label"] == "FAKE"),
+                "group": clip["group"], "part": clip["part"], "source_px": int(person.boxes[number][2]),
+                "p99": _difference(person, original, number),
+                "split": "validation" if clip["group"] in held_out else "train",
+            })
+            crops.append(image)
     if not rows:
         raise ValueError(f"expected a face in some of {len(clips)} clips, found none")
     return Faces(pd.DataFrame(rows), np.stack(crops), np.repeat(mean_landmarks(size)[None], len(rows), axis=0))
+
+
+def _difference(person: FaceCrops, original: FaceCrops | None, number: int) -> float:
+    """99th percentile of the difference of two blurred crops in grey levels; NaN without an original."""
+    if original is None:
+        return np.nan
+    pair = [cv2.GaussianBlur(crops.images[number].astype(np.float32), (0, 0), 2) for crops in (person, original)]
+    return float(np.percentile(np.abs(pair[0] - pair[1]), 99))

@@ -18,10 +18,11 @@ from pathlib import Path
 import pytest
 
 from conftest import ROOT, small_wheels
-from kaggle_utils.kaggle import paths, push
+from kaggle_utils.kaggle import paths
+from kaggle_utils.kaggle import push as kaggle_push
 
 OWNER, KEY = "alice", "key-of-alice-0123456789"
-NAMES = list(push.notebooks())
+NAMES = list(kaggle_push.notebooks())
 NOT_FOUND = 404, {"code": 404, "message": "Not Found"}
 
 
@@ -109,7 +110,7 @@ def clone(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("clone")
     for part in ("kaggle_utils", "notebooks"):
         shutil.copytree(ROOT / part, folder / part)
-    for file in ("LICENSE", "NOTICE", push.METADATA, "README.md", "models/detector.json"):
+    for file in ("LICENSE", "NOTICE", kaggle_push.METADATA, "README.md", "models/detector.json"):
         (folder / file).parent.mkdir(exist_ok=True)
         shutil.copy(ROOT / file, folder / file)
     for name in ("face.keras", "voice.keras"):
@@ -192,7 +193,7 @@ def test_push_all(kaggle, push):
     assert len(bodies) == len(NAMES)
     for name in NAMES:
         body, want = bodies[f"{OWNER}/{paths.kernel_slug(name)}"], expected(name, feeding.get(name, []))
-        sent, kept = json.loads(body.pop("text")), json.loads(push.notebooks()[name].read_text())
+        sent, kept = json.loads(body.pop("text")), json.loads(kaggle_push.notebooks()[name].read_text())
         assert [cell["source"] for cell in sent["cells"]] == ["".join(cell["source"]) for cell in kept["cells"]]
         assert body == want
     order = list(bodies)
@@ -232,7 +233,7 @@ def test_bare_client_pushes_the_root(kaggle, run):
     assert "Kernel version 3 successfully pushed" in done.stdout, done.stderr
     (body,) = kaggle.bodies("SaveKernel")
     assert body.pop("text")
-    owner = push.read_metadata(ROOT)["id"].split("/")[0]
+    owner = kaggle_push.read_metadata(ROOT)["id"].split("/")[0]
     assert body == json.loads(json.dumps(expected("07_fusion_inference", [])).replace(OWNER, owner))
 
 
@@ -243,7 +244,7 @@ def test_fault_is_reported_with_what_was_sent(kaggle, push):
     assert done.returncode == 1
     assert "Maximum batch GPU session count reached" in done.stderr and "Traceback" not in done.stderr
     assert re.search(r"done: \S+/alice/deepfake-01-exploration\n", done.stderr)
-    assert re.search(r"perhaps on Kaggle: \S+/alice/deepfake-02-face-cropping\n", done.stderr)
+    assert re.search(r"may be on Kaggle: \S+/alice/deepfake-02-face-cropping\n", done.stderr)
     assert re.search(r"not sent: \S+/alice/deepfake-03-audio-spectrograms\n", done.stderr)
     assert len(kaggle.bodies("SaveKernel")) == 2
 
@@ -292,34 +293,34 @@ def test_data_fault_pushes_no_kernel(kaggle, push, fault):
 
 def test_upload_that_breaks_off(kaggle, environment, monkeypatch, tmp_path):
     kaggle.answers["upload"] = "hang up"
-    folder = push.empty(tmp_path / "data")
+    folder = kaggle_push.empty(tmp_path / "data")
     (folder / "file").write_text("content")
-    push.write_json(folder / "dataset-metadata.json", {
+    kaggle_push.write_json(folder / "dataset-metadata.json", {
         "id": "alice/deepfake", "title": "Deepfake", "licenses": [{"name": "other"}]})
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
-    with pytest.raises(push.KaggleError, match="datasets create: no answer within 4 s"):
-        push.push_data(folder, every=0.1, seconds=4)
+    with pytest.raises(kaggle_push.KaggleError, match="datasets create: no answer within 4 s"):
+        kaggle_push.push_data(folder, every=0.1, seconds=4)
     assert kaggle.uploads and "CreateDataset" not in kaggle.methods()
 
 
 def test_missing_weights(tmp_path):
     (tmp_path / "models").mkdir()
     with pytest.raises(FileNotFoundError, match=r"expected detector.json, face.keras, voice.keras"):
-        push.stage_data(OWNER, tmp_path / "build", tmp_path)
+        kaggle_push.stage_data(OWNER, tmp_path / "build", tmp_path)
 
 
 def test_missing_wheel(push, tmp_path):
     done = push("--dry-run", PIP_FIND_LINKS=str(tmp_path / "nothing"))
     assert done.returncode == 1
-    assert "pip could not fetch mtcnn" in done.stderr
+    assert "pip could not download mtcnn" in done.stderr
 
 
 def test_dry_run_sends_nothing(kaggle, push, tmp_path):
     done = push("--all", "--dry-run", "--build", tmp_path / "build", KAGGLE_KEY="", KAGGLE_USERNAME="")
     assert done.returncode == 0, done.stderr
     assert kaggle.requests == []
-    assert {path.name for path in (tmp_path / "build").iterdir()} == {*NAMES, "data"}
+    assert {path.name for path in (tmp_path / "build").iterdir()} == {*NAMES, "data", kaggle_push.MARK}
 
 
 # -- what the client would send without a word -------------------------------------------------------------------
@@ -341,11 +342,11 @@ CHANGES = {
 
 @pytest.mark.parametrize("words", CHANGES)
 def test_metadata_fault(words, tmp_path):
-    folder = push.stage(["07_fusion_inference"], OWNER, tmp_path)["07_fusion_inference"]
-    changed = push.read_metadata(folder) | CHANGES[words]
-    push.write_json(folder / push.METADATA, {key: value for key, value in changed.items() if value is not None})
+    folder = kaggle_push.stage(["07_fusion_inference"], OWNER, tmp_path)["07_fusion_inference"]
+    changed = kaggle_push.read_metadata(folder) | CHANGES[words]
+    kaggle_push.write_json(folder / kaggle_push.METADATA, {key: value for key, value in changed.items() if value is not None})
     with pytest.raises(ValueError, match=re.escape(words)):
-        push.check(folder)
+        kaggle_push.check(folder)
 
 
 @pytest.mark.parametrize(("line", "words"), [
@@ -353,43 +354,46 @@ def test_metadata_fault(words, tmp_path):
     ("open('/home/alice/clip.mp4')", "path of this machine"), ("x" * 1_000_001, "larger than"),
 ])
 def test_source_fault(line, words, tmp_path):
-    folder = push.stage(["01_exploration"], OWNER, tmp_path)["01_exploration"]
+    folder = kaggle_push.stage(["01_exploration"], OWNER, tmp_path)["01_exploration"]
     path = folder / "01_exploration.ipynb"
     notebook = json.loads(path.read_text())
     notebook["cells"][0]["source"] = [line]
     path.write_text(json.dumps(notebook))
     with pytest.raises(ValueError, match=words):
-        push.check(folder)
+        kaggle_push.check(folder)
 
 
 def test_order_and_names():
-    assert push.in_order(["a", "b", "c"], {"a": ("b",), "b": ("c", "elsewhere")}) == ["c", "b", "a"]
+    assert kaggle_push.in_order(["a", "b", "c"], {"a": ("b",), "b": ("c", "elsewhere")}) == ["c", "b", "a"]
     with pytest.raises(ValueError, match="cycle"):
-        push.in_order(["a", "b"], {"a": ("b",), "b": ("a",)})
-    assert push.select(["notebooks/02_face_cropping.ipynb", "01"]) == ["01_exploration", "02_face_cropping"]
+        kaggle_push.in_order(["a", "b"], {"a": ("b",), "b": ("a",)})
+    assert kaggle_push.select(["notebooks/02_face_cropping.ipynb", "01"]) == ["01_exploration", "02_face_cropping"]
     with pytest.raises(ValueError, match="'99': expected one of 01_exploration"):
-        push.select(["99"])
-    assert {*push.NEEDS, *push.ON_CPU, *(name for needs in push.NEEDS.values() for name in needs)} <= set(NAMES)
+        kaggle_push.select(["99"])
+    needed = {name for needs in kaggle_push.NEEDS.values() for name in needs}
+    assert {*kaggle_push.NEEDS, *kaggle_push.ON_CPU, *needed} <= set(NAMES)
 
 
 def test_committed_metadata_are_those_of_the_submission_kernel():
-    committed = push.read_metadata(ROOT)
+    committed = kaggle_push.read_metadata(ROOT)
     owner = committed["id"].split("/")[0]
-    assert committed == push.metadata_of(push.SUBMISSION, owner) | {"code_file": "notebooks/07_fusion_inference.ipynb"}
-    push.check(ROOT)
-    readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    assert not [name for name in NAMES if f"https://www.kaggle.com/code/{owner}/{paths.kernel_slug(name)})" not in readme]
+    derived = kaggle_push.metadata_of(kaggle_push.SUBMISSION, owner)
+    assert committed == derived | {"code_file": "notebooks/07_fusion_inference.ipynb"}
+    kaggle_push.check(ROOT)
+    assert "kaggle.com/code" not in (ROOT / "README.md").read_text(encoding="utf-8"), "no links before there is an owner"
 
 
 def test_owner(tmp_path):
-    for name in (push.METADATA, "README.md"):
+    for name in (kaggle_push.METADATA, "README.md"):
         (tmp_path / name).write_bytes((ROOT / name).read_bytes())
-    before = push.read_metadata(tmp_path)["id"].split("/")[0]
-    assert len(push.set_owner("bob", tmp_path)) == 2
-    metadata = push.read_metadata(tmp_path)
+    before = kaggle_push.read_metadata(tmp_path)["id"].split("/")[0]
+    assert len(kaggle_push.set_owner("bob", tmp_path)) == 2
+    metadata = kaggle_push.read_metadata(tmp_path)
     assert (metadata["id"], metadata["dataset_sources"]) == (
         "bob/deepfake-07-fusion-inference", ["bob/deepfake-face-and-voice"])
-    assert f"/{before}/" not in (tmp_path / "README.md").read_text(encoding="utf-8")
-    assert push.set_owner("bob", tmp_path) == []
+    readme = (tmp_path / "README.md").read_text(encoding="utf-8")
+    assert f"/{before}/" not in readme and "| Open in Kaggle |" in readme
+    assert not [name for name in NAMES if f"https://www.kaggle.com/code/bob/{paths.kernel_slug(name)}) |" not in readme]
+    assert kaggle_push.set_owner("bob", tmp_path) == []
     with pytest.raises(ValueError, match="expected an account's name"):
-        push.set_owner("bob/x", tmp_path)
+        kaggle_push.set_owner("bob/x", tmp_path)
