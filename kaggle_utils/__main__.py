@@ -83,16 +83,23 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument("-o", "--output", type=Path, help="for weights and scores (default: work/training)")
     train.set_defaults(run=run_train)
 
-    evaluate = commands.add_parser("evaluate", help="test the face network on unseen or degraded crops, "
-                                   "or compare saved scores of runs")
-    evaluate.add_argument("what", choices=["face", "quality", "runs"])
+    corpus = commands.add_parser("corpus", help="build the corpus of voices from git clones of public demos")
+    corpus.add_argument("clones", type=Path, help="folder of clones, OWNER/NAME as in voice/recordings.csv")
+    corpus.add_argument("-o", "--output", type=Path, help="for files and index (default: work/voice/systems)")
+    corpus.set_defaults(run=run_corpus)
+
+    evaluate = commands.add_parser("evaluate", help="test the face network on unseen or degraded crops, the "
+                                   "voice networks on unheard pages, or compare saved scores of runs")
+    evaluate.add_argument("what", choices=["face", "quality", "voice", "runs"])
+    evaluate.add_argument("-o", "--output", type=Path, help="for voice: folds and scores; what the folder "
+                          "holds is not made again (default: work/folds)")
     evaluate.add_argument("--data", type=Path, help="the folder of research data (default: $DEEPFAKE_DATA)")
     evaluate.add_argument("--split", choices=["validation", "test"], default="validation")
     evaluate.add_argument("--scores", type=Path, help="for runs: a folder of scores or one table "
                           "(default: models/face_validation.csv)")
     evaluate.set_defaults(run=run_evaluate)
 
-    quoted = commands.add_parser("results", help="write the figures of models/results.json into README and cards")
+    quoted = commands.add_parser("results", help="write models/results.json into README and cards")
     quoted.set_defaults(run=run_results)
 
     push = commands.add_parser("push", help="upload code, weights and wheels, and run notebooks on Kaggle")
@@ -241,7 +248,9 @@ def run_evaluate(options: argparse.Namespace) -> None:
 
     from .face import evaluation as face_evaluation
 
-    if options.what == "runs":
+    if options.what == "voice":
+        tables = _voice_tables(options)
+    elif options.what == "runs":
         kept = options.scores or paths.models_folder() / "face_validation.csv"
         tables = {"validation parts 45–47": face_evaluation.compare(kept)}
     else:
@@ -256,6 +265,31 @@ def run_evaluate(options: argparse.Namespace) -> None:
     with pd.option_context("display.width", 250, "display.max_columns", None, "display.max_rows", None):
         for name, table in tables.items():
             print(f"{name}\n{table.round(3).to_string()}\n")
+
+
+def _voice_tables(options: argparse.Namespace) -> dict:
+    """Tables of the voice networks on unheard pages; the figures go to ``models/results.json``."""
+    import json
+
+    from .results import save_results
+    from .voice import evaluation as voice_evaluation
+
+    line = json.loads((paths.models_folder() / "detector.json").read_text())["calibration"]["voice"]
+    output = options.output or paths.working_folder() / "folds"
+    scores = voice_evaluation.judge_folds(_research_data(options) / "voice", output)
+    save_results(voice_evaluation.figures(scores, line))
+    return voice_evaluation.tables(scores, line)
+
+
+def run_corpus(options: argparse.Namespace) -> None:
+    """Build the corpus of voices and print what is missing."""
+    from .voice.corpus import build
+
+    output = options.output or paths.working_folder() / "voice" / "systems"
+    missing = build(options.clones, output)
+    for reason in missing["reason"]:
+        print(reason)
+    print(f"{output / 'index.csv'}: {len(missing)} recordings are missing")
 
 
 def run_results(options: argparse.Namespace) -> None:

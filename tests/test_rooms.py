@@ -15,8 +15,8 @@ FLOORS = [
     ["datasets.drawing", "datasets.babble", "datasets.miniature", "datasets.dfdc"],
     ["face.detection", "face.framing", "face.efficientnet", "face.compression", "face.landmarks",
      "face.augment", "face.data", "face.evaluation", "face.training"],
-    ["voice.signal", "voice.vocoders", "voice.neural_vocoders", "voice.data", "voice.training",
-     "voice.evaluation"],
+    ["voice.speech", "voice.signal", "voice.augment", "voice.corpus", "voice.data", "voice.channels",
+     "voice.training", "voice.evaluation"],
     ["fusion.rules", "fusion.training"],
     ["extraction", "submission"],
     ["detector"],
@@ -27,7 +27,7 @@ ORDER = {room: (floor, place) for floor, rooms in enumerate(FLOORS) for place, r
 LONGEST_FILE, WHOLE_MODULE, SERVING = 450, 7500, 4000  # lines
 SCORES_A_CLIP = ["__init__", "__main__", "detector", "extraction", "submission", "storage", "blocks", "metrics", "kaggle.paths",
                  "media.video", "media.isolation", "media.sound", "datasets.dfdc", "face.detection", "face.framing",
-                 "voice.signal", "voice.networks", "fusion.rules", "explain", "report", "plots"]
+                 "voice.speech", "voice.signal", "voice.networks", "fusion.rules", "explain", "report", "plots"]
 
 
 def files() -> dict[str, Path]:

