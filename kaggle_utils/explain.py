@@ -110,11 +110,6 @@ def stft(samples: np.ndarray) -> np.ndarray:
     return TRANSFORM.stft(samples, p0=0, p1=-(-len(samples) // HOP) + 1)
 
 
-def istft(spectrum: np.ndarray, length: int) -> np.ndarray:
-    """The inverse of :func:`stft`: (length,)."""
-    return TRANSFORM.istft(np.pad(spectrum, ((0, 0), (-TRANSFORM.p_min, FFT_LENGTH // HOP))), k1=length)
-
-
 def saliency(network: keras.Model, windows: np.ndarray) -> np.ndarray:
     """First-order sensitivity of a voice network's logit to each bin of the spectrogram.
 
@@ -139,26 +134,3 @@ def _gradient_times_input(samples: np.ndarray, rise: np.ndarray) -> np.ndarray:
     product = np.real(stft(samples) * stft(rise).conj()) / (overlap * FFT_LENGTH)
     product[1:-1] *= 2  # for the negative frequencies
     return product.astype(np.float32)
-
-
-def exchange_map(network: keras.Model, spoofed: np.ndarray, recording: np.ndarray, times: int = 8,
-                 bands: int = 8) -> np.ndarray:
-    """Drop in a spoofed voice's logit when a spectrogram patch is replaced by that of its recording.
-
-    Blanking a patch (Zeiler and Fergus 2014) would itself sound artificial; the recording's does not.
-
-    Args:
-        network: a 16 kHz voice network with its head.
-        spoofed, recording: aligned float32 windows (T,) of the twin and its canonical recording.
-
-    Returns:
-        float32 (bands, times), lowest band first; positive where the patch is evidence for FAKE.
-    """
-    made, real = (stft(samples) for samples in (spoofed, recording))
-    band, frame = (np.arange(size) * count // size
-                   for size, count in zip(made.shape, (bands, times), strict=True))
-    patches = [(band == b)[:, None] & (frame == t) for b in range(bands) for t in range(times)]
-    mixed = [istft(np.where(patch, real, made), len(spoofed)) for patch in patches]
-    inputs = np.stack([spoofed, *mixed]).astype(np.float32)
-    logits = network.predict(inputs, batch_size=8, verbose=0)["logit"][:, 0]
-    return (logits[0] - logits[1:]).reshape(bands, times)

@@ -11,12 +11,11 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from helpers import ffmpeg
+from helpers import clip_facts, ffmpeg
 
 from kaggle_utils import Detector, Verdict, extraction
 from kaggle_utils.__main__ import draw, summary
 from kaggle_utils.datasets import dfdc
-from kaggle_utils.datasets.miniature import clip_facts
 from kaggle_utils.detector import checked_digests
 from kaggle_utils.face import framing
 from kaggle_utils.fusion import rules

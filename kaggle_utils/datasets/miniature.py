@@ -138,16 +138,6 @@ def _write_table(path: Path, labels: dict[str, float]) -> None:
 
 
 # --- facts about a clip -------------------------------------------------------------------------------------
-def clip_facts(folder: str | Path, filename: str) -> dict:
-    """The entry of a clip in ``miniature.json``.
-
-    Keys: ``label``, ``original``, ``fake_face`` (index of the altered face, or null), ``fake_voice``,
-    ``sound``, ``turned``, ``width``, ``height``, ``fps``, and ``faces``: for each person, an ellipse per
-    frame in the upright picture [centre x, centre y, half width, half height in pixels, degrees clockwise].
-    """
-    return json.loads((Path(folder) / MARK).read_text(encoding="utf-8"))["clips"][filename]
-
-
 # --- files --------------------------------------------------------------------------------------------------
 def _write_clip(clip: Clip, folder: Path) -> dict:
     """Render and encode a clip; returns its entry for ``miniature.json``."""

@@ -62,7 +62,7 @@ def prepare() -> None:
     with open(os.devnull, "wb") as nowhere:
         os.dup2(nowhere.fileno(), 2)
     try:
-        importlib.import_module("tensorflow")
+        importlib.import_module("tensorflow").get_logger().setLevel("ERROR")  # no advice on retracing
     finally:
         os.dup2(kept, 2)
         os.close(kept)
