@@ -198,8 +198,8 @@ def careful_line(
 ) -> tuple[float, float]:
     """Scale and shift that make logits log odds, moved until bona fide voices rarely lie over one half.
 
-    The scale is Platt's on the folds. No more than a share ``alarms`` of bona fide voices lies over one half as
-    recorded, and no more than ``any_channel`` through any one channel.
+    The scale is Platt's on the folds. No more than a share ``alarms`` of bona fide voices lies over
+    one half as recorded, and no more than ``any_channel`` through any one channel.
     """
     scale, _ = fit_line(scores["label"], scores["logit"])
     real = scores[scores["label"] == REAL]
