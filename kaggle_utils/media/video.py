@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import BinaryIO
 
 import cv2
 import numpy as np
@@ -22,7 +23,13 @@ CONTAINERS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpegts,mpeg,flv,asf,ogg"
 CAPTURE_OPTIONS = f"protocol_whitelist;file|format_whitelist;{CONTAINERS}"
 MP4_BOXES = (b"ftyp", b"moov", b"mdat", b"free", b"skip", b"wide")
 LIMIT_S, LIMIT_S_PER_MB = 60.0, 2.0  # to decode a clip; 1080p takes about 0.5 s per MB on one core
+LIMIT_S_PER_GIGAPIXEL, LONGEST_LIMIT_S = 20.0, 3600.0  # 40 minutes of 1080p are 150 gigapixels in few bytes
 UPRIGHT = {90: cv2.ROTATE_90_CLOCKWISE, 180: cv2.ROTATE_180, 270: cv2.ROTATE_90_COUNTERCLOCKWISE}
+SLACK = 0.1  # how far a frame may be from the middle of its part, in parts, before the clip is read again
+MOST_BOXES, MOST_FRAMES = 10_000, 1_000_000  # read from one file: a forged one may list more
+MOST_ASPECT = 4.0  # pixels longer or wider than this are a mistake of the header
+TONE_MAP = ("zscale=t=linear:npl=203,format=gbrpf32le,zscale=p=bt709,tonemap=mobius:desat=0,"
+            "zscale=t=bt709:m=bt709:r=tv,")  # HDR to ordinary contrast; 203 cd/m2 is its white (BT.2408)
 
 # Silence FFmpeg and OpenCV: errors are raised below with a file name and a reason.
 os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")
@@ -44,8 +51,9 @@ class UnreadableClip(Exception):
 class ClipInfo:
     """A clip's header.
 
-    ``width`` and ``height`` are in pixels as shown, after rotation; ``rotation`` is the clockwise turn in
-    degrees (0, 90, 180, 270) that makes the picture upright; ``frame_count`` is 0 and ``fps`` 0.0 if unknown.
+    ``width`` and ``height`` are in pixels as shown; the stored picture becomes upright if its width is
+    multiplied by ``aspect``, it is ``mirrored`` left to right, and turned clockwise by ``rotation`` degrees
+    (0, 90, 180, 270). ``frame_count`` is 0 and ``fps`` 0.0 if unknown.
     """
 
     width: int
@@ -55,6 +63,8 @@ class ClipInfo:
     duration_s: float
     rotation: int
     codec: str
+    mirrored: bool = False
+    aspect: float = 1.0
 
 
 @dataclass
@@ -67,6 +77,30 @@ class Frames:
     warnings: list[str] = field(default_factory=list)
 
 
+@dataclass(frozen=True, eq=False)
+class Survey:
+    """What ffmpeg finds in a clip without decoding it.
+
+    ``stamps_s`` float64 (pictures,), in order of time, and ``sound_s`` float64 (packets,): when pictures and
+    sound begin; ``duration_s`` by the header, 0 if unknown; ``pixels`` of a picture; ``through_copy``:
+    OpenCV does not show such a clip rightly (interlaced fields, HDR, turned in a container but MP4);
+    ``filters``: of that copy.
+    """
+
+    stamps_s: np.ndarray
+    sound_s: np.ndarray
+    duration_s: float
+    pixels: int
+    through_copy: bool
+    filters: str
+
+    @property
+    def sound_start_s(self) -> float:
+        """How long after the first picture the sound begins; 0 if it is there from the start."""
+        both = len(self.stamps_s) and len(self.sound_s)
+        return max(0.0, float(self.sound_s.min() - self.stamps_s[0])) if both else 0.0
+
+
 def probe(path: str | Path) -> ClipInfo:
     """Read the header of a clip without decoding.
 
@@ -74,7 +108,7 @@ def probe(path: str | Path) -> ClipInfo:
         UnreadableClip: missing, empty, truncated before its index, or not a video.
     """
     with _open(path) as capture:
-        return _info(capture)
+        return _info(capture, Path(path))
 
 
 def iter_frames(path: str | Path) -> Iterator[tuple[int, float, np.ndarray]]:
@@ -86,19 +120,23 @@ def iter_frames(path: str | Path) -> Iterator[tuple[int, float, np.ndarray]]:
         UnreadableClip: as :func:`probe`, at the first step.
     """
     with _open(path) as capture:
-        info = _info(capture)
+        info = _info(capture, Path(path))
         for index, time_s in _grab(capture, info.fps):
-            if (image := _retrieve(capture, info.rotation)) is not None:
+            if (image := _retrieve(capture, info)) is not None:
                 yield index, time_s, image
 
 
-def read_frames(path: str | Path, count: int = 10) -> Frames:
-    """Evenly spread frames: the middles of ``count`` equal parts of the clip.
+def read_frames(path: str | Path, count: int = 10, found: Survey | None = None) -> Frames:
+    """The frames shown at the middles of ``count`` equal parts of the clip's time.
 
     Middles represent their parts, and avoid the fades and the damage that are common at both ends. All frames
     are grabbed (a seek would decode from the last key frame, and DFDC clips have one or two), but only the
-    wanted ones are converted. The header's number of frames may be wrong. If so, a second pass spreads them
-    over the frames that decode, and a warning gives their number. A shorter clip gives each frame once.
+    wanted ones are converted. If fewer decode than the file has, a second pass spreads them again, and a
+    warning gives their number. A shorter clip gives each frame once. A picture that is shown for more than
+    one part is repeated.
+
+    Args:
+        found: the clip's :func:`survey`, if it was made before.
 
     Returns:
         ``Frames`` with 1 to ``count`` images; ``info`` holds the number of frames that decode.
@@ -108,20 +146,37 @@ def read_frames(path: str | Path, count: int = 10) -> Frames:
         ValueError: ``count`` is less than 1.
     """
     path = Path(path)
-    images, times, decoded, header = _read(path, count)
-    if decoded and decoded != header.frame_count:
-        images, times, decoded, _ = _read(path, count, decoded)
-    if not images or _is_interlaced(path):
-        decoded = decoded or header.frame_count
-        images, times = _read_copy(path, evenly_spread(decoded, count))
+    found = survey(path) if found is None else found
+    images, picked, stamps_s, header = _read(path, spread(found.stamps_s, count))
+    wanted = spread(stamps_s, count)
+    if wanted and _is_off(stamps_s, picked, wanted):
+        images, picked, stamps_s, _ = _read(path, wanted)
+    times_s = stamps_s[picked]
+    if not images or found.through_copy or _stand_still(images, times_s):
+        wanted = wanted or spread(found.stamps_s, count)
+        copied, copied_s = _read_copy(path, wanted, found)
+        if copied:
+            rows = np.minimum(np.unique(wanted, return_inverse=True)[1], len(copied) - 1)
+            images, times_s = [copied[row] for row in rows], copied_s[rows]
     if not images:
         raise UnreadableClip(path, f"no frame decodes of the {header.frame_count} in its header "
                                    f"(codec {header.codec!r})")
-    info = replace(header, frame_count=decoded, duration_s=_duration(decoded, header.fps))
-    warnings = []
-    if 0 < header.frame_count != decoded:
-        warnings.append(f"{path.name}: {decoded} frames decode of the {header.frame_count} in its header")
-    return Frames(images, np.array(times), info, warnings)
+    decoded = len(stamps_s) or len(found.stamps_s)
+    info = replace(header, frame_count=decoded, duration_s=_length(stamps_s, header.fps) or found.duration_s)
+    return Frames(images, times_s, info, _missing(path, header, info, found))
+
+
+def spread(stamps_s: np.ndarray, count: int) -> list[int]:
+    """Indices of the frames shown at the middles of ``count`` equal parts of the time; all, if there are fewer.
+
+    Args:
+        stamps_s: float (n,), when each frame begins, in order.
+    """
+    frames = len(stamps_s)
+    if frames <= count or _is_regular(stamps_s):
+        return evenly_spread(frames, count)
+    middles = (np.arange(count) + 0.5) / count * _length(stamps_s)
+    return np.maximum(np.searchsorted(stamps_s, stamps_s[0] + middles, "right") - 1, 0).tolist()
 
 
 def evenly_spread(frame_count: int, count: int) -> list[int]:
@@ -132,67 +187,136 @@ def evenly_spread(frame_count: int, count: int) -> list[int]:
     return [(2 * part + 1) * frame_count // (2 * count) for part in range(count)]
 
 
-def _read(path: Path, count: int,
-          frame_count: int | None = None) -> tuple[list[np.ndarray], list[float], int, ClipInfo]:
-    """One pass: images, their times, the number of frames that decode, and the header.
+def _is_regular(stamps_s: np.ndarray) -> bool:
+    """Whether the frames follow each other at one rate, to half a frame."""
+    even = np.linspace(stamps_s[0], stamps_s[-1], len(stamps_s))
+    return bool(np.abs(stamps_s - even).max() <= 0.5 * (even[1] - even[0])) if len(even) > 1 else True
 
-    Images are spread over ``frame_count`` frames, by default the header's number. A damaged frame gives way
-    to the next.
+
+def _length(stamps_s: np.ndarray, fps: float = 0.0) -> float:
+    """Seconds from the first frame to the end of the last one, which is shown as long as most."""
+    if len(stamps_s) < 2:
+        return _duration(len(stamps_s), fps)
+    step_s = float(np.median(np.diff(stamps_s)))
+    if fps and abs(step_s * fps - 1) < 0.1 and _is_regular(stamps_s):
+        return _duration(len(stamps_s), fps)
+    return float(stamps_s[-1] - stamps_s[0]) + step_s
+
+
+def _is_off(stamps_s: np.ndarray, picked: list[int], wanted: list[int]) -> bool:
+    """Whether frames are missing or far from where they should be."""
+    apart_s = SLACK * _length(stamps_s) / len(wanted)
+    return len(picked) != len(wanted) or bool(np.abs(stamps_s[picked] - stamps_s[wanted]).max() > apart_s)
+
+
+def _stand_still(images: list[np.ndarray], times_s: np.ndarray) -> bool:
+    """Whether a picture is that of an earlier time byte for byte: a still, or a decoder that shows nothing new."""
+    return any(later > earlier and np.array_equal(one, other) for one, other, earlier, later
+               in zip(images, images[1:], times_s, times_s[1:], strict=False))
+
+
+def _missing(path: Path, header: ClipInfo, info: ClipInfo, found: Survey) -> list[str]:
+    """The warning that frames are missing: MP4 and AVI give their number, others at most how long they last."""
+    with open(path, "rb") as file:
+        start = file.read(8)
+    if start[4:8] in MP4_BOXES or start[:4] == b"RIFF":
+        short = 0 < header.frame_count != info.frame_count
+    else:
+        ends_s = [stamps_s.max() - found.stamps_s[0] for stamps_s in (found.stamps_s, found.sound_s) if len(stamps_s)]
+        short = max([info.duration_s, *ends_s]) < 0.9 * found.duration_s
+    counted = f"{info.frame_count} frames decode of the {header.frame_count} in its header"
+    return [f"{path.name}: {counted}"] if short else []
+
+
+def _read(path: Path, wanted: list[int]) -> tuple[list[np.ndarray], list[int], np.ndarray, ClipInfo]:
+    """One pass: the images at ``wanted``, their indices, the times of all frames that decode, and the header.
+
+    A damaged frame gives way to the next.
     """
-    images, times, decoded = [], [], 0
+    images, picked, stamps_s = [], [], []
     with _open(path) as capture:
-        header = _info(capture)
-        wanted = evenly_spread(header.frame_count if frame_count is None else frame_count, count)
+        header = _info(capture, path)
         for index, time_s in _grab(capture, header.fps):
-            decoded = index + 1
-            due = len(images) < len(wanted) and index >= wanted[len(images)]
-            if due and (image := _retrieve(capture, header.rotation)) is not None:
-                images.append(image)
-                times.append(time_s)
-    return images, times, decoded, header
+            stamps_s.append(time_s)
+            due = sum(index >= place for place in wanted[len(images):])
+            if due and (image := _retrieve(capture, header)) is not None:
+                images += due * [image]
+                picked += due * [index]
+    return images, picked, np.array(stamps_s), header
 
 
-def _is_interlaced(path: Path) -> bool:
-    """Whether ffmpeg finds interlaced fields: OpenCV 4.13 and 5.0 then return uninitialised memory."""
-    return re.search(rb"^ +Stream #.*: Video: (dvvideo|.*(top|bottom) (coded )?first)",
-                     run_ffmpeg(path, kept="stderr"), re.MULTILINE) is not None
+def survey(path: str | Path) -> Survey:
+    """List a clip's pictures and sound without decoding them.
+
+    Raises:
+        UnreadableClip: as :func:`check_file`, or ffmpeg crashes or hangs.
+    """
+    path = Path(path)
+    check_file(path)
+    packets, listed = run_ffmpeg(path, "-map", "0:v:0?", "-map", "0:a:0?", "-c", "copy", "-frames:v",
+                                 MOST_FRAMES, "-frames:a", MOST_FRAMES, "-f", "framecrc", "-",
+                                 kept="both")
+    kinds = dict(re.findall(rb"#media_type (\d): (\w+)", packets))
+    bases = {stream: int(over) / int(under) for stream, over, under
+             in re.findall(rb"#tb (\d): (\d+)/(\d+)", packets)}
+    times: dict[bytes, list[float]] = {b"video": [], b"audio": []}
+    for stream, decoded, shown in re.findall(rb"^(\d), +(-?\d+|NOPTS), +(-?\d+|NOPTS),", packets, re.MULTILINE):
+        stamp = decoded if shown == b"NOPTS" else shown
+        if stamp != b"NOPTS":
+            times[kinds[stream]].append(int(stamp) * bases[stream])
+    picture = re.search(rb"^ +Stream #.*: Video: (.*)", listed, re.MULTILINE)
+    line = picture[1] if picture else b""
+    size = re.search(rb", (\d+)x(\d+)", line)
+    length = re.search(rb"Duration: (\d+):(\d+):([\d.]+)", listed)
+    fields = re.match(rb"dvvideo|.*(top|bottom) (coded )?first", line) is not None
+    bright = re.search(rb"smpte2084|arib-std-b67", line) is not None
+    turned = b"displaymatrix" in listed and _display_matrix(path) is None
+    return Survey(np.sort(times[b"video"]), np.sort(times[b"audio"]),
+                  sum(float(part) * unit for part, unit in zip(length.groups(), (3600, 60, 1), strict=True)) if length else 0.0,
+                  int(size[1]) * int(size[2]) if size else 0, fields or bright or turned, TONE_MAP if bright else "")
 
 
-def _read_copy(path: Path, wanted: list[int]) -> tuple[list[np.ndarray], list[float]]:
-    """The frames at ``wanted`` and their times, through a lossless ffmpeg copy: deinterlaced, or of AV1."""
-    chosen = "+".join(f"eq(n,{index})" for index in wanted) or "0"
+def _read_copy(path: Path, wanted: list[int], found: Survey) -> tuple[list[np.ndarray], np.ndarray]:
+    """The frames at ``wanted``, each once, and their times, through a lossless ffmpeg copy.
+
+    The copy is deinterlaced, upright, of ordinary contrast, and in a codec that OpenCV reads.
+    """
+    chosen = "+".join(f"eq(n,{index})" for index in dict.fromkeys(wanted)) or "0"
     with tempfile.TemporaryDirectory() as folder:
         copy = Path(folder) / "frames.mkv"
         run_ffmpeg(path, "-an", "-sn", "-dn", "-vf",
-                   f"yadif=deint=interlaced,select='{chosen}',setfield=prog", "-fps_mode", "passthrough",
-                   "-pix_fmt", "yuv444p", "-c:v", "libx264", "-preset", "ultrafast", "-qp", "0", copy)
+                   f"yadif=deint=interlaced,select='{chosen}',{found.filters}setfield=prog", "-fps_mode",
+                   "passthrough", "-pix_fmt", "yuv444p", "-c:v", "libx264", "-preset", "ultrafast", "-qp", "0",
+                   copy, limit_s=time_limit(path, found))
         if not copy.is_file() or not copy.stat().st_size:
-            return [], []
-        images, times, _, _ = _read(copy, len(wanted), len(wanted))
-    return images, times
+            return [], np.zeros(0)
+        images, picked, stamps_s, _ = _read(copy, list(range(len(set(wanted)))))
+    return images, stamps_s[picked]
 
 
-def run_ffmpeg(path: Path, *options: object, demuxers: str = CONTAINERS, kept: str = "stdout") -> bytes:
+def run_ffmpeg(path: Path, *options: object, demuxers: str = CONTAINERS, kept: str = "stdout",
+               limit_s: float | None = None):
     """Read a file with moviepy's ffmpeg, known containers only, and return its ``stdout`` or ``stderr``.
 
-    The other stream is discarded: on a damaged track its errors would fill a pipe and block ffmpeg.
+    The other stream is discarded: the errors of a damaged track may fill the memory. ``both`` returns a pair.
 
     Raises:
-        UnreadableClip: it takes too long or crashes.
+        UnreadableClip: it takes longer than ``limit_s``, by default :func:`time_limit`, or crashes.
     """
     from moviepy.config import FFMPEG_BINARY  # the same name in moviepy 1.0.3 and 2.2
 
     command = [FFMPEG_BINARY, "-hide_banner", "-nostdin", "-protocol_whitelist", "file", "-format_whitelist",
                demuxers, "-i", str(path.resolve()), *map(str, options)]
-    pipes = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL, kept: subprocess.PIPE}
-    limit_s = time_limit(path)
+    pipes = {name: subprocess.PIPE if kept in (name, "both") else subprocess.DEVNULL
+             for name in ("stdout", "stderr")}
+    limit_s = time_limit(path) if limit_s is None else limit_s
     try:
         done = subprocess.run(command, **pipes, check=False, timeout=limit_s)
     except subprocess.TimeoutExpired as error:
         raise UnreadableClip(path, f"ffmpeg did not finish in {limit_s:.0f} s") from error
     if done.returncode < 0:
         raise UnreadableClip(path, f"ffmpeg crashed (signal {-done.returncode})")
-    return getattr(done, kept)
+    return (done.stdout, done.stderr) if kept == "both" else getattr(done, kept)
 
 
 @contextmanager
@@ -233,9 +357,11 @@ def check_file(path: Path) -> None:
         raise UnreadableClip(path, "empty file")
 
 
-def time_limit(path: Path) -> float:
-    """Seconds after which a decoder still working on this file is considered hung."""
-    return LIMIT_S + (LIMIT_S_PER_MB * path.stat().st_size / 1e6 if os.path.isfile(path) else 0)
+def time_limit(path: Path, found: Survey | None = None) -> float:
+    """Seconds after which a decoder still working on this file is considered hung: by its bytes and pictures."""
+    size = path.stat().st_size if os.path.isfile(path) else 0
+    pictures_s = LIMIT_S_PER_GIGAPIXEL * len(found.stamps_s) * found.pixels / 1e9 if found else 0.0
+    return LIMIT_S + min(LIMIT_S_PER_MB * size / 1e6 + pictures_s, max(LONGEST_LIMIT_S, LIMIT_S_PER_MB * size / 1e6))
 
 
 def _why_not(path: Path) -> str:
@@ -246,29 +372,67 @@ def _why_not(path: Path) -> str:
         return "not a video: a playlist, which might open other files"
     if start[4:8] not in MP4_BOXES:
         return f"not a video: starts with {start!r}, expected one of the containers {CONTAINERS}"
-    if b"moov" not in _whole_boxes(path):
+    with open(path, "rb") as file:
+        whole = {name for name, *_ in _boxes(file, 0, path.stat().st_size)}
+    if b"moov" not in whole:
         return f"cut before its index: an MP4 file of {path.stat().st_size} bytes without a complete moov box"
     return "not a video: an MP4 file without a picture track that decodes"
 
 
-def _whole_boxes(path: Path) -> set[bytes]:
-    """The types of an MP4 file's complete top-level boxes (ISO/IEC 14496-12, section 4.2)."""
-    found, start, end = set(), 0, path.stat().st_size
+def _boxes(file: BinaryIO, start: int, end: int) -> Iterator[tuple[bytes, int, int]]:
+    """The complete boxes of an MP4 file between two places (ISO/IEC 14496-12, section 4.2).
+
+    Yields type, start and end of the content; at most ``MOST_BOXES``.
+    """
+    for _ in range(MOST_BOXES):
+        file.seek(start)
+        if len(head := file.read(16)) < 8:
+            return
+        size, long = int.from_bytes(head[:4], "big"), int.from_bytes(head[8:], "big")
+        length = {0: end - start, 1: long}.get(size, size)  # to the end; 64-bit
+        if length < 8 or start + length > end:
+            return
+        yield head[4:8], start + (16 if size == 1 else 8), start + length
+        start += length
+
+
+def _display_matrix(path: Path) -> np.ndarray | None:
+    """How an MP4 file's first picture track is shown, float (2, 2): shown = stored @ matrix; None for others."""
     with open(path, "rb") as file:
-        while len(head := file.read(16)) >= 8:
-            size = int.from_bytes(head[:4], "big")
-            size = {0: end - start, 1: int.from_bytes(head[8:], "big")}.get(size, size)  # to the end; 64-bit
-            start += size
-            if size < 8 or start > end:
-                break
-            found.add(head[4:8])
-            file.seek(start)
-    return found
+        if file.read(8)[4:8] not in MP4_BOXES:
+            return None
+
+        def inside(name: bytes, place: tuple[int, int]) -> list[tuple[int, int]]:
+            return [(start, end) for found, start, end in _boxes(file, *place) if found == name]
+
+        def matrix(name: bytes, place: tuple[int, int], before_end: int) -> np.ndarray:
+            for _, end in inside(name, place):
+                file.seek(end - before_end)
+                return np.frombuffer(file.read(36), ">i4").reshape(3, 3)[:2, :2] / 65536
+            return np.eye(2)
+
+        for movie in inside(b"moov", (0, path.stat().st_size)):
+            for track in inside(b"trak", movie):
+                for media in inside(b"mdia", track):
+                    for start, _ in inside(b"hdlr", media):
+                        file.seek(start + 8)
+                        if file.read(4) == b"vide":  # sections 8.2.2 and 8.3.2: the matrices' places
+                            return matrix(b"tkhd", track, 44) @ matrix(b"mvhd", movie, 64)
+    return None
 
 
-def _info(capture: cv2.VideoCapture) -> ClipInfo:
+def _info(capture: cv2.VideoCapture, path: Path) -> ClipInfo:
+    matrix, mirrored = _display_matrix(path), False
     rotation = int(capture.get(cv2.CAP_PROP_ORIENTATION_META)) % 360
+    if matrix is not None:
+        mirrored = bool(np.linalg.det(matrix) < 0)
+        across = -matrix[0] if mirrored else matrix[0]
+        rotation = round(math.degrees(math.atan2(across[1], across[0]))) % 360
     width, height = int(capture.get(cv2.CAP_PROP_FRAME_WIDTH)), int(capture.get(cv2.CAP_PROP_FRAME_HEIGHT))
+    over, under = capture.get(cv2.CAP_PROP_SAR_NUM), capture.get(cv2.CAP_PROP_SAR_DEN)
+    aspect = over / under if over > 0 and under > 0 else 1.0
+    aspect = aspect if 1 / MOST_ASPECT <= aspect <= MOST_ASPECT else 1.0
+    width = max(1, round(width * aspect))
     if rotation in (90, 270):
         width, height = height, width
     fps = capture.get(cv2.CAP_PROP_FPS)
@@ -277,7 +441,7 @@ def _info(capture: cv2.VideoCapture) -> ClipInfo:
     code = int(capture.get(cv2.CAP_PROP_FOURCC)) & 0xFFFFFFFF
     codec = code.to_bytes(4, "little").decode("latin-1").strip("\0 ")
     return ClipInfo(width, height, fps, count, _duration(count, fps), rotation if rotation in UPRIGHT else 0,
-                    codec)
+                    codec, mirrored, aspect)
 
 
 def _duration(frame_count: int, fps: float) -> float:
@@ -300,10 +464,14 @@ def _grab(capture: cv2.VideoCapture, fps: float) -> Iterator[tuple[int, float]]:
         index += 1
 
 
-def _retrieve(capture: cv2.VideoCapture, rotation: int) -> np.ndarray | None:
-    """The grabbed frame, uint8 RGB (H, W, 3), upright; None if it is damaged."""
+def _retrieve(capture: cv2.VideoCapture, info: ClipInfo) -> np.ndarray | None:
+    """The grabbed frame, uint8 RGB (H, W, 3), upright and in its display shape; None if it is damaged."""
     decoded, image = capture.retrieve()
     if not decoded or image is None:
         return None
     image = cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
-    return cv2.rotate(image, UPRIGHT[rotation]) if rotation else image
+    if info.aspect != 1:
+        size = max(1, round(image.shape[1] * info.aspect)), image.shape[0]
+        image = cv2.resize(image, size, interpolation=cv2.INTER_CUBIC if info.aspect > 1 else cv2.INTER_AREA)
+    image = cv2.flip(image, 1) if info.mirrored else image
+    return cv2.rotate(image, UPRIGHT[info.rotation]) if info.rotation else image
