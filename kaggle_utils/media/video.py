@@ -26,10 +26,8 @@ LIMIT_S, LIMIT_S_PER_MB = 60.0, 2.0  # to decode a clip; 1080p takes about 0.5 s
 LIMIT_S_PER_GIGAPIXEL, LONGEST_LIMIT_S = 20.0, 3600.0  # 40 minutes of 1080p are 150 gigapixels in few bytes
 UPRIGHT = {90: cv2.ROTATE_90_CLOCKWISE, 180: cv2.ROTATE_180, 270: cv2.ROTATE_90_COUNTERCLOCKWISE}
 SLACK = 0.1  # how far a frame may be from the middle of its part, in parts, before the clip is read again
-MOST_BOXES, MOST_FRAMES = 10_000, 1_000_000  # read from one file: a forged one may list more
+MOST_BOXES, MOST_LISTED = 10_000, 64_000_000  # boxes, and bytes about packets: a forged file may have more
 MOST_ASPECT = 4.0  # pixels longer or wider than this are a mistake of the header
-TONE_MAP = ("zscale=t=linear:npl=203,format=gbrpf32le,zscale=p=bt709,tonemap=mobius:desat=0,"
-            "zscale=t=bt709:m=bt709:r=tv,")  # HDR to ordinary contrast; 203 cd/m2 is its white (BT.2408)
 
 # Silence FFmpeg and OpenCV: errors are raised below with a file name and a reason.
 os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")
@@ -83,8 +81,7 @@ class Survey:
 
     ``stamps_s`` float64 (pictures,), in order of time, and ``sound_s`` float64 (packets,): when pictures and
     sound begin; ``duration_s`` by the header, 0 if unknown; ``pixels`` of a picture; ``through_copy``:
-    OpenCV does not show such a clip rightly (interlaced fields, HDR, turned in a container but MP4);
-    ``filters``: of that copy.
+    OpenCV does not show such a clip rightly (interlaced fields, turned in another container than MP4).
     """
 
     stamps_s: np.ndarray
@@ -92,7 +89,6 @@ class Survey:
     duration_s: float
     pixels: int
     through_copy: bool
-    filters: str
 
     @property
     def sound_start_s(self) -> float:
@@ -253,8 +249,7 @@ def survey(path: str | Path) -> Survey:
     """
     path = Path(path)
     check_file(path)
-    packets, listed = run_ffmpeg(path, "-map", "0:v:0?", "-map", "0:a:0?", "-c", "copy", "-frames:v",
-                                 MOST_FRAMES, "-frames:a", MOST_FRAMES, "-f", "framecrc", "-",
+    packets, listed = run_ffmpeg(path, "-map", "0:v:0?", "-map", "0:a:0?", "-c", "copy", "-fs", MOST_LISTED, "-f", "framecrc", "-",
                                  kept="both")
     kinds = dict(re.findall(rb"#media_type (\d): (\w+)", packets))
     bases = {stream: int(over) / int(under) for stream, over, under
@@ -269,23 +264,22 @@ def survey(path: str | Path) -> Survey:
     size = re.search(rb", (\d+)x(\d+)", line)
     length = re.search(rb"Duration: (\d+):(\d+):([\d.]+)", listed)
     fields = re.match(rb"dvvideo|.*(top|bottom) (coded )?first", line) is not None
-    bright = re.search(rb"smpte2084|arib-std-b67", line) is not None
-    turned = b"displaymatrix" in listed and _display_matrix(path) is None
+    turned = re.search(rb"display ?matrix", listed, re.IGNORECASE) is not None and _display_matrix(path) is None
     return Survey(np.sort(times[b"video"]), np.sort(times[b"audio"]),
                   sum(float(part) * unit for part, unit in zip(length.groups(), (3600, 60, 1), strict=True)) if length else 0.0,
-                  int(size[1]) * int(size[2]) if size else 0, fields or bright or turned, TONE_MAP if bright else "")
+                  int(size[1]) * int(size[2]) if size else 0, fields or turned)
 
 
 def _read_copy(path: Path, wanted: list[int], found: Survey) -> tuple[list[np.ndarray], np.ndarray]:
     """The frames at ``wanted``, each once, and their times, through a lossless ffmpeg copy.
 
-    The copy is deinterlaced, upright, of ordinary contrast, and in a codec that OpenCV reads.
+    The copy is deinterlaced, upright, and in a codec that OpenCV reads.
     """
     chosen = "+".join(f"eq(n,{index})" for index in dict.fromkeys(wanted)) or "0"
     with tempfile.TemporaryDirectory() as folder:
         copy = Path(folder) / "frames.mkv"
         run_ffmpeg(path, "-an", "-sn", "-dn", "-vf",
-                   f"yadif=deint=interlaced,select='{chosen}',{found.filters}setfield=prog", "-fps_mode",
+                   f"yadif=deint=interlaced,select='{chosen}',setfield=prog", "-fps_mode",
                    "passthrough", "-pix_fmt", "yuv444p", "-c:v", "libx264", "-preset", "ultrafast", "-qp", "0",
                    copy, limit_s=time_limit(path, found))
         if not copy.is_file() or not copy.stat().st_size:
