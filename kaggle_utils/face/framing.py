@@ -47,7 +47,7 @@ class Track:
         return sum(face.side * (2 * face.confidence - 1) for face in self.detections.values())
 
     def near(self, frame: int) -> list[int]:
-        """The frames whose detections tell where the face is in a frame without one; none if it is unknown."""
+        """The detections, by frame, from which the place in another frame is estimated; none if unknown."""
         before = max((seen for seen in self.detections if seen < frame), default=None)
         after = min((seen for seen in self.detections if seen > frame), default=None)
         if before is not None and after is not None:
@@ -118,7 +118,7 @@ def _is_sure(track: Track, frames: int) -> bool:
 
 def _assign(tracks: list[Track], frame: int, detections: Sequence[Sequence[Detection]],
             looks: Looks | None) -> set[int]:
-    """Give a frame's faces to the tracks: as many as possible, with the smallest sum of shifts; their numbers."""
+    """Give a frame's faces to the tracks, as many as possible; returns the numbers of these faces."""
     from scipy.optimize import linear_sum_assignment
 
     faces = detections[frame]
@@ -223,11 +223,12 @@ def follow_faces(frames: Sequence[np.ndarray], finder: FaceFinder, kept: Sequenc
               for track in tracks[:max_tracks]] or [Track(-1)]
     for index in sorted(set(range(len(frames))) - set(kept)):
         _assign(tracks, index, found, looks)
-    return some, [_cut_track(track, frames, found, looks, np.arange(len(frames)), tight_box) for track in tracks]
+    every = np.arange(len(frames))
+    return some, [_cut_track(track, frames, found, looks, every, tight_box) for track in tracks]
 
 
-def _cut_track(track: Track, frames: Sequence[np.ndarray], found: Sequence[Sequence[Detection]], looks: Looks,
-               indices: np.ndarray, framing: Callable[[np.ndarray], np.ndarray]) -> FaceCrops:
+def _cut_track(track: Track, frames: Sequence[np.ndarray], found: Sequence[Sequence[Detection]],
+               looks: Looks, indices: np.ndarray, framing: Callable[[np.ndarray], np.ndarray]) -> FaceCrops:
     """One person in the frames at ``indices``."""
     places = [track.box_at(index) for index in indices]
     places = [place if place and _is_there(track, index, place[0], found[index], looks) else None

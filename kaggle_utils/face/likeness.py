@@ -68,5 +68,5 @@ def _colours(picture: np.ndarray) -> np.ndarray:
 
 
 def _shared(one: np.ndarray, other: np.ndarray) -> float:
-    """The part of the colours that two pictures share, in 0..1 (histogram intersection, Swain and Ballard 1991)."""
+    """The part of the colours that two pictures share, in 0..1 (Swain and Ballard 1991)."""
     return float(np.minimum(one, other).sum())

@@ -26,7 +26,7 @@ LIMIT_S, LIMIT_S_PER_MB = 60.0, 2.0  # to decode a clip; 1080p takes about 0.5 s
 LIMIT_S_PER_GIGAPIXEL, LONGEST_LIMIT_S = 20.0, 3600.0  # 40 minutes of 1080p are 150 gigapixels in few bytes
 UPRIGHT = {90: cv2.ROTATE_90_CLOCKWISE, 180: cv2.ROTATE_180, 270: cv2.ROTATE_90_COUNTERCLOCKWISE}
 SLACK = 0.1  # how far a frame may be from the middle of its part, in parts, before the clip is read again
-MOST_BOXES, MOST_LISTED = 10_000, 64_000_000  # boxes, and bytes about packets: a forged file may have more
+MOST_BOXES, MOST_LISTED = 10_000, 64_000_000  # boxes, bytes about packets: a forged file may have more
 MOST_ASPECT = 4.0  # pixels longer or wider than this are a mistake of the header
 
 # Silence FFmpeg and OpenCV: errors are raised below with a file name and a reason.
@@ -163,7 +163,7 @@ def read_frames(path: str | Path, count: int = 10, found: Survey | None = None) 
 
 
 def spread(stamps_s: np.ndarray, count: int) -> list[int]:
-    """Indices of the frames shown at the middles of ``count`` equal parts of the time; all, if there are fewer.
+    """The frames shown at the middles of ``count`` equal parts of the time; all, if there are fewer.
 
     Args:
         stamps_s: float (n,), when each frame begins, in order.
@@ -206,20 +206,20 @@ def _is_off(stamps_s: np.ndarray, picked: list[int], wanted: list[int]) -> bool:
 
 
 def _stand_still(images: list[np.ndarray], times_s: np.ndarray) -> bool:
-    """Whether a picture is that of an earlier time byte for byte: a still, or a decoder that shows nothing new."""
+    """Whether a picture comes again byte for byte: a still, or a decoder that stopped showing new ones."""
     return any(later > earlier and np.array_equal(one, other) for one, other, earlier, later
                in zip(images, images[1:], times_s, times_s[1:], strict=False))
 
 
 def _missing(path: Path, header: ClipInfo, info: ClipInfo, found: Survey) -> list[str]:
-    """The warning that frames are missing: MP4 and AVI give their number, others at most how long they last."""
+    """The warning that frames are missing: MP4 and AVI give their number, others at most the duration."""
     with open(path, "rb") as file:
         start = file.read(8)
     if start[4:8] in MP4_BOXES or start[:4] == b"RIFF":
         short = 0 < header.frame_count != info.frame_count
     else:
-        ends_s = [stamps_s.max() - found.stamps_s[0] for stamps_s in (found.stamps_s, found.sound_s) if len(stamps_s)]
-        short = max([info.duration_s, *ends_s]) < 0.9 * found.duration_s
+        sound_s = max(found.sound_s, default=0.0) - min(found.stamps_s, default=0.0)
+        short = max(info.duration_s, sound_s) < 0.9 * found.duration_s
     counted = f"{info.frame_count} frames decode of the {header.frame_count} in its header"
     return [f"{path.name}: {counted}"] if short else []
 
@@ -249,25 +249,26 @@ def survey(path: str | Path) -> Survey:
     """
     path = Path(path)
     check_file(path)
-    packets, listed = run_ffmpeg(path, "-map", "0:v:0?", "-map", "0:a:0?", "-c", "copy", "-fs", MOST_LISTED, "-f", "framecrc", "-",
-                                 kept="both")
+    packets, listed = run_ffmpeg(path, "-map", "0:v:0?", "-map", "0:a:0?", "-c", "copy", "-fs", MOST_LISTED,
+                                 "-f", "framecrc", "-", kept="both")
     kinds = dict(re.findall(rb"#media_type (\d): (\w+)", packets))
     bases = {stream: int(over) / int(under) for stream, over, under
              in re.findall(rb"#tb (\d): (\d+)/(\d+)", packets)}
     times: dict[bytes, list[float]] = {b"video": [], b"audio": []}
-    for stream, decoded, shown in re.findall(rb"^(\d), +(-?\d+|NOPTS), +(-?\d+|NOPTS),", packets, re.MULTILINE):
-        stamp = decoded if shown == b"NOPTS" else shown
-        if stamp != b"NOPTS":
-            times[kinds[stream]].append(int(stamp) * bases[stream])
+    stamp = rb"^(\d), +(-?\d+|NOPTS), +(-?\d+|NOPTS),"
+    for stream, decoded, shown in re.findall(stamp, packets, re.MULTILINE):
+        if (known := decoded if shown == b"NOPTS" else shown) != b"NOPTS":
+            times[kinds[stream]].append(int(known) * bases[stream])
     picture = re.search(rb"^ +Stream #.*: Video: (.*)", listed, re.MULTILINE)
     line = picture[1] if picture else b""
     size = re.search(rb", (\d+)x(\d+)", line)
     length = re.search(rb"Duration: (\d+):(\d+):([\d.]+)", listed)
     fields = re.match(rb"dvvideo|.*(top|bottom) (coded )?first", line) is not None
-    turned = re.search(rb"display ?matrix", listed, re.IGNORECASE) is not None and _display_matrix(path) is None
-    return Survey(np.sort(times[b"video"]), np.sort(times[b"audio"]),
-                  sum(float(part) * unit for part, unit in zip(length.groups(), (3600, 60, 1), strict=True)) if length else 0.0,
-                  int(size[1]) * int(size[2]) if size else 0, fields or turned)
+    turned = re.search(rb"display ?matrix", listed, re.IGNORECASE) is not None
+    parts = map(float, length.groups()) if length else (0.0, 0.0, 0.0)
+    return Survey(np.sort(times[b"video"]), np.sort(times[b"audio"]), float(np.dot([*parts], (3600, 60, 1))),
+                  int(size[1]) * int(size[2]) if size else 0,
+                  fields or (turned and _display_matrix(path) is None))
 
 
 def _read_copy(path: Path, wanted: list[int], found: Survey) -> tuple[list[np.ndarray], np.ndarray]:
@@ -275,13 +276,13 @@ def _read_copy(path: Path, wanted: list[int], found: Survey) -> tuple[list[np.nd
 
     The copy is deinterlaced, upright, and in a codec that OpenCV reads.
     """
-    chosen = "+".join(f"eq(n,{index})" for index in dict.fromkeys(wanted)) or "0"
+    chosen = "+".join(f"eq(n,{index})" for index in sorted({*wanted})) or "0"
     with tempfile.TemporaryDirectory() as folder:
         copy = Path(folder) / "frames.mkv"
         run_ffmpeg(path, "-an", "-sn", "-dn", "-vf",
                    f"yadif=deint=interlaced,select='{chosen}',setfield=prog", "-fps_mode",
-                   "passthrough", "-pix_fmt", "yuv444p", "-c:v", "libx264", "-preset", "ultrafast", "-qp", "0",
-                   copy, limit_s=time_limit(path, found))
+                   "passthrough", "-pix_fmt", "yuv444p", "-c:v", "libx264", "-preset", "ultrafast", "-qp",
+                   "0", copy, limit_s=time_limit(path, found))
         if not copy.is_file() or not copy.stat().st_size:
             return [], np.zeros(0)
         images, picked, stamps_s, _ = _read(copy, list(range(len(set(wanted)))))
@@ -352,10 +353,10 @@ def check_file(path: Path) -> None:
 
 
 def time_limit(path: Path, found: Survey | None = None) -> float:
-    """Seconds after which a decoder still working on this file is considered hung: by its bytes and pictures."""
-    size = path.stat().st_size if os.path.isfile(path) else 0
+    """Seconds after which a decoder of this file is considered hung: by its bytes and its pictures."""
+    bytes_s = LIMIT_S_PER_MB * path.stat().st_size / 1e6 if os.path.isfile(path) else 0.0
     pictures_s = LIMIT_S_PER_GIGAPIXEL * len(found.stamps_s) * found.pixels / 1e9 if found else 0.0
-    return LIMIT_S + min(LIMIT_S_PER_MB * size / 1e6 + pictures_s, max(LONGEST_LIMIT_S, LIMIT_S_PER_MB * size / 1e6))
+    return LIMIT_S + bytes_s + min(pictures_s, LONGEST_LIMIT_S)
 
 
 def _why_not(path: Path) -> str:
@@ -391,7 +392,7 @@ def _boxes(file: BinaryIO, start: int, end: int) -> Iterator[tuple[bytes, int, i
 
 
 def _display_matrix(path: Path) -> np.ndarray | None:
-    """How an MP4 file's first picture track is shown, float (2, 2): shown = stored @ matrix; None for others."""
+    """How an MP4 file's picture is shown, float (2, 2): shown = stored @ matrix; None for other files."""
     with open(path, "rb") as file:
         if file.read(8)[4:8] not in MP4_BOXES:
             return None
