@@ -11,9 +11,9 @@ from conftest import ROOT
 FLOORS = [
     ["metrics", "training", "kaggle.paths", "results"],
     ["blocks", "face.networks", "voice.networks", "fusion.networks", "storage"],
-    ["media.video", "media.isolation", "media.sound"],
+    ["media.files", "media.video", "media.isolation", "media.sound"],
     ["datasets.drawing", "datasets.babble", "datasets.miniature", "datasets.dfdc"],
-    ["face.detection", "face.framing", "face.efficientnet", "face.compression", "face.landmarks",
+    ["face.detection", "face.likeness", "face.framing", "face.efficientnet", "face.compression", "face.landmarks",
      "face.augment", "face.data", "face.evaluation", "face.training"],
     ["voice.signal", "voice.vocoders", "voice.neural_vocoders", "voice.data", "voice.training",
      "voice.evaluation"],
@@ -26,7 +26,7 @@ FLOORS = [
 ORDER = {room: (floor, place) for floor, rooms in enumerate(FLOORS) for place, room in enumerate(rooms)}
 LONGEST_FILE, WHOLE_MODULE, SERVING = 450, 7500, 4000  # lines
 SCORES_A_CLIP = ["__init__", "__main__", "detector", "extraction", "submission", "storage", "blocks", "metrics", "kaggle.paths",
-                 "media.video", "media.isolation", "media.sound", "datasets.dfdc", "face.detection", "face.framing",
+                 "media.files", "media.video", "media.isolation", "media.sound", "datasets.dfdc", "face.detection", "face.likeness", "face.framing",
                  "voice.signal", "voice.networks", "fusion.rules", "explain", "report", "plots"]
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from .video import CONTAINERS, MP4_BOXES, UnreadableClip, check_file, run_ffmpeg
+from .files import CONTAINERS, MP4_BOXES, UnreadableClip, check_file, run_ffmpeg
 
 REFERENCE_RATE = 8000  # Hz, for the study's 1D network
 REFERENCE_SAMPLES = 30000

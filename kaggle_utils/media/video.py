@@ -1,48 +1,37 @@
-"""Frames of a clip: upright, RGB, evenly spread, decoded in one pass with OpenCV's FFmpeg reader.
-
-Clips are untrusted. Only regular files in the containers of ``CONTAINERS`` are opened, and FFmpeg may not
-follow a playlist or a concat script to other files or to the network, whatever the file's name.
-"""
+"""Frames of a clip: upright, RGB, evenly spread, decoded in one pass with OpenCV's FFmpeg reader."""
 
 import math
 import os
-import re
-import stat
-import subprocess
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import BinaryIO
 
 import cv2
 import numpy as np
 
-CONTAINERS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpegts,mpeg,flv,asf,ogg"  # names of FFmpeg's demuxers
+from .files import (
+    CONTAINERS,
+    MP4_BOXES,
+    Survey,
+    UnreadableClip,
+    boxes,
+    check_file,
+    display_matrix,
+    run_ffmpeg,
+    survey,
+    time_limit,
+)
+
 CAPTURE_OPTIONS = f"protocol_whitelist;file|format_whitelist;{CONTAINERS}"
-MP4_BOXES = (b"ftyp", b"moov", b"mdat", b"free", b"skip", b"wide")
-LIMIT_S, LIMIT_S_PER_MB = 60.0, 2.0  # to decode a clip; 1080p takes about 0.5 s per MB on one core
-LIMIT_S_PER_GIGAPIXEL, LONGEST_LIMIT_S = 20.0, 3600.0  # 40 minutes of 1080p are 150 gigapixels in few bytes
 UPRIGHT = {90: cv2.ROTATE_90_CLOCKWISE, 180: cv2.ROTATE_180, 270: cv2.ROTATE_90_COUNTERCLOCKWISE}
 SLACK = 0.1  # how far a frame may be from the middle of its part, in parts, before the clip is read again
-MOST_BOXES, MOST_LISTED = 10_000, 64_000_000  # boxes, bytes about packets: a forged file may have more
 MOST_ASPECT = 4.0  # pixels longer or wider than this are a mistake of the header
 
 # Silence FFmpeg and OpenCV: errors are raised below with a file name and a reason.
 os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")
 cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_FATAL)
-
-
-class UnreadableClip(Exception):
-    """A file without a readable frame (or sound): ``path``, and ``reason`` in words."""
-
-    def __init__(self, path: str | Path, reason: str):
-        super().__init__(path, reason)  # both, to be picklable between processes
-        self.path, self.reason = Path(path), reason
-
-    def __str__(self) -> str:
-        return f"{self.path}: {self.reason}"
 
 
 @dataclass(frozen=True)
@@ -73,28 +62,6 @@ class Frames:
     times_s: np.ndarray
     info: ClipInfo
     warnings: list[str] = field(default_factory=list)
-
-
-@dataclass(frozen=True, eq=False)
-class Survey:
-    """What ffmpeg finds in a clip without decoding it.
-
-    ``stamps_s`` float64 (pictures,), in order of time, and ``sound_s`` float64 (packets,): when pictures and
-    sound begin; ``duration_s`` by the header, 0 if unknown; ``pixels`` of a picture; ``through_copy``:
-    OpenCV does not show such a clip rightly (interlaced fields, turned in another container than MP4).
-    """
-
-    stamps_s: np.ndarray
-    sound_s: np.ndarray
-    duration_s: float
-    pixels: int
-    through_copy: bool
-
-    @property
-    def sound_start_s(self) -> float:
-        """How long after the first picture the sound begins; 0 if it is there from the start."""
-        both = len(self.stamps_s) and len(self.sound_s)
-        return max(0.0, float(self.sound_s.min() - self.stamps_s[0])) if both else 0.0
 
 
 def probe(path: str | Path) -> ClipInfo:
@@ -241,36 +208,6 @@ def _read(path: Path, wanted: list[int]) -> tuple[list[np.ndarray], list[int], n
     return images, picked, np.array(stamps_s), header
 
 
-def survey(path: str | Path) -> Survey:
-    """List a clip's pictures and sound without decoding them.
-
-    Raises:
-        UnreadableClip: as :func:`check_file`, or ffmpeg crashes or hangs.
-    """
-    path = Path(path)
-    check_file(path)
-    packets, listed = run_ffmpeg(path, "-map", "0:v:0?", "-map", "0:a:0?", "-c", "copy", "-fs", MOST_LISTED,
-                                 "-f", "framecrc", "-", kept="both")
-    kinds = dict(re.findall(rb"#media_type (\d): (\w+)", packets))
-    bases = {stream: int(over) / int(under) for stream, over, under
-             in re.findall(rb"#tb (\d): (\d+)/(\d+)", packets)}
-    times: dict[bytes, list[float]] = {b"video": [], b"audio": []}
-    stamp = rb"^(\d), +(-?\d+|NOPTS), +(-?\d+|NOPTS),"
-    for stream, decoded, shown in re.findall(stamp, packets, re.MULTILINE):
-        if (known := decoded if shown == b"NOPTS" else shown) != b"NOPTS":
-            times[kinds[stream]].append(int(known) * bases[stream])
-    picture = re.search(rb"^ +Stream #.*: Video: (.*)", listed, re.MULTILINE)
-    line = picture[1] if picture else b""
-    size = re.search(rb", (\d+)x(\d+)", line)
-    length = re.search(rb"Duration: (\d+):(\d+):([\d.]+)", listed)
-    fields = re.match(rb"dvvideo|.*(top|bottom) (coded )?first", line) is not None
-    turned = re.search(rb"display ?matrix", listed, re.IGNORECASE) is not None
-    parts = map(float, length.groups()) if length else (0.0, 0.0, 0.0)
-    return Survey(np.sort(times[b"video"]), np.sort(times[b"audio"]), float(np.dot([*parts], (3600, 60, 1))),
-                  int(size[1]) * int(size[2]) if size else 0,
-                  fields or (turned and _display_matrix(path) is None))
-
-
 def _read_copy(path: Path, wanted: list[int], found: Survey) -> tuple[list[np.ndarray], np.ndarray]:
     """The frames at ``wanted``, each once, and their times, through a lossless ffmpeg copy.
 
@@ -289,31 +226,6 @@ def _read_copy(path: Path, wanted: list[int], found: Survey) -> tuple[list[np.nd
     return images, stamps_s[picked]
 
 
-def run_ffmpeg(path: Path, *options: object, demuxers: str = CONTAINERS, kept: str = "stdout",
-               limit_s: float | None = None):
-    """Read a file with moviepy's ffmpeg, known containers only, and return its ``stdout`` or ``stderr``.
-
-    The other stream is discarded: the errors of a damaged track may fill the memory. ``both`` returns a pair.
-
-    Raises:
-        UnreadableClip: it takes longer than ``limit_s``, by default :func:`time_limit`, or crashes.
-    """
-    from moviepy.config import FFMPEG_BINARY  # the same name in moviepy 1.0.3 and 2.2
-
-    command = [FFMPEG_BINARY, "-hide_banner", "-nostdin", "-protocol_whitelist", "file", "-format_whitelist",
-               demuxers, "-i", str(path.resolve()), *map(str, options)]
-    pipes = {name: subprocess.PIPE if kept in (name, "both") else subprocess.DEVNULL
-             for name in ("stdout", "stderr")}
-    limit_s = time_limit(path) if limit_s is None else limit_s
-    try:
-        done = subprocess.run(command, **pipes, check=False, timeout=limit_s)
-    except subprocess.TimeoutExpired as error:
-        raise UnreadableClip(path, f"ffmpeg did not finish in {limit_s:.0f} s") from error
-    if done.returncode < 0:
-        raise UnreadableClip(path, f"ffmpeg crashed (signal {-done.returncode})")
-    return (done.stdout, done.stderr) if kept == "both" else getattr(done, kept)
-
-
 @contextmanager
 def _open(path: str | Path) -> Iterator[cv2.VideoCapture]:
     """A capture of a regular file in a known container, closed on exit."""
@@ -330,35 +242,6 @@ def _open(path: str | Path) -> Iterator[cv2.VideoCapture]:
         capture.release()
 
 
-def check_file(path: Path) -> None:
-    """Reject files unsafe for a decoder: OpenCV crashes on a non-UTF-8 name and blocks for ever on a pipe.
-
-    Raises:
-        UnreadableClip: missing, empty, not a regular file, not permitted, or with such a name.
-    """
-    try:
-        if not stat.S_ISREG(path.stat().st_mode):
-            raise UnreadableClip(path, "not a regular file")
-        str(path.resolve()).encode()
-        with open(path, "rb") as file:
-            empty = not file.read(1)
-    except FileNotFoundError as error:
-        raise UnreadableClip(path, "no such file") from error
-    except UnicodeEncodeError as error:
-        raise UnreadableClip(path, "its name is not valid UTF-8") from error
-    except OSError as error:
-        raise UnreadableClip(path, f"cannot be opened: {error.strerror}") from error
-    if empty:
-        raise UnreadableClip(path, "empty file")
-
-
-def time_limit(path: Path, found: Survey | None = None) -> float:
-    """Seconds after which a decoder of this file is considered hung: by its bytes and its pictures."""
-    bytes_s = LIMIT_S_PER_MB * path.stat().st_size / 1e6 if os.path.isfile(path) else 0.0
-    pictures_s = LIMIT_S_PER_GIGAPIXEL * len(found.stamps_s) * found.pixels / 1e9 if found else 0.0
-    return LIMIT_S + bytes_s + min(pictures_s, LONGEST_LIMIT_S)
-
-
 def _why_not(path: Path) -> str:
     """The reason why a file does not open, from its first bytes."""
     with open(path, "rb") as file:
@@ -368,56 +251,14 @@ def _why_not(path: Path) -> str:
     if start[4:8] not in MP4_BOXES:
         return f"not a video: starts with {start!r}, expected one of the containers {CONTAINERS}"
     with open(path, "rb") as file:
-        whole = {name for name, *_ in _boxes(file, 0, path.stat().st_size)}
+        whole = {name for name, *_ in boxes(file, 0, path.stat().st_size)}
     if b"moov" not in whole:
         return f"cut before its index: an MP4 file of {path.stat().st_size} bytes without a complete moov box"
     return "not a video: an MP4 file without a picture track that decodes"
 
 
-def _boxes(file: BinaryIO, start: int, end: int) -> Iterator[tuple[bytes, int, int]]:
-    """The complete boxes of an MP4 file between two places (ISO/IEC 14496-12, section 4.2).
-
-    Yields type, start and end of the content; at most ``MOST_BOXES``.
-    """
-    for _ in range(MOST_BOXES):
-        file.seek(start)
-        if len(head := file.read(16)) < 8:
-            return
-        size, long = int.from_bytes(head[:4], "big"), int.from_bytes(head[8:], "big")
-        length = {0: end - start, 1: long}.get(size, size)  # to the end; 64-bit
-        if length < 8 or start + length > end:
-            return
-        yield head[4:8], start + (16 if size == 1 else 8), start + length
-        start += length
-
-
-def _display_matrix(path: Path) -> np.ndarray | None:
-    """How an MP4 file's picture is shown, float (2, 2): shown = stored @ matrix; None for other files."""
-    with open(path, "rb") as file:
-        if file.read(8)[4:8] not in MP4_BOXES:
-            return None
-
-        def inside(name: bytes, place: tuple[int, int]) -> list[tuple[int, int]]:
-            return [(start, end) for found, start, end in _boxes(file, *place) if found == name]
-
-        def matrix(name: bytes, place: tuple[int, int], before_end: int) -> np.ndarray:
-            for _, end in inside(name, place):
-                file.seek(end - before_end)
-                return np.frombuffer(file.read(36), ">i4").reshape(3, 3)[:2, :2] / 65536
-            return np.eye(2)
-
-        for movie in inside(b"moov", (0, path.stat().st_size)):
-            for track in inside(b"trak", movie):
-                for media in inside(b"mdia", track):
-                    for start, _ in inside(b"hdlr", media):
-                        file.seek(start + 8)
-                        if file.read(4) == b"vide":  # sections 8.2.2 and 8.3.2: the matrices' places
-                            return matrix(b"tkhd", track, 44) @ matrix(b"mvhd", movie, 64)
-    return None
-
-
 def _info(capture: cv2.VideoCapture, path: Path) -> ClipInfo:
-    matrix, mirrored = _display_matrix(path), False
+    matrix, mirrored = display_matrix(path), False
     rotation = int(capture.get(cv2.CAP_PROP_ORIENTATION_META)) % 360
     if matrix is not None:
         mirrored = bool(np.linalg.det(matrix) < 0)
