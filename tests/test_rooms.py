@@ -11,9 +11,9 @@ from conftest import ROOT
 FLOORS = [
     ["metrics", "training", "kaggle.paths", "results"],
     ["blocks", "face.networks", "voice.networks", "fusion.networks", "storage"],
-    ["media.video", "media.isolation", "media.sound"],
+    ["media.files", "media.video", "media.isolation", "media.sound"],
     ["datasets.drawing", "datasets.babble", "datasets.miniature", "datasets.dfdc"],
-    ["face.detection", "face.framing", "face.efficientnet", "face.compression", "face.landmarks",
+    ["face.detection", "face.likeness", "face.framing", "face.efficientnet", "face.compression", "face.landmarks",
      "face.augment", "face.data", "face.evaluation", "face.training"],
     ["voice.speech", "voice.signal", "voice.augment", "voice.corpus", "voice.data", "voice.channels",
      "voice.training", "voice.evaluation"],
@@ -26,8 +26,9 @@ FLOORS = [
 ORDER = {room: (floor, place) for floor, rooms in enumerate(FLOORS) for place, room in enumerate(rooms)}
 LONGEST_FILE, WHOLE_MODULE, SERVING = 450, 7500, 4000  # lines
 SCORES_A_CLIP = ["__init__", "__main__", "detector", "extraction", "submission", "storage", "blocks", "metrics", "kaggle.paths",
-                 "media.video", "media.isolation", "media.sound", "datasets.dfdc", "face.detection", "face.framing",
-                 "voice.speech", "voice.signal", "voice.networks", "fusion.rules", "explain", "report", "plots"]
+                 "media.files", "media.video", "media.isolation", "media.sound", "datasets.dfdc", "face.detection",
+                 "face.likeness", "face.framing", "voice.speech", "voice.signal", "voice.networks", "fusion.rules",
+                 "explain", "report", "plots"]
 
 
 def files() -> dict[str, Path]:
