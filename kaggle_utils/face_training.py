@@ -8,7 +8,7 @@ Start with :func:`train_face`; ``face_evaluation.compare`` reads the saved score
 
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
@@ -24,8 +24,11 @@ from .dataset import FAKE, REAL, is_unaltered
 from .face_data import Faces, read_faces, read_real_frames
 from .face_evaluation import figures, fit_temperature, flip_averaged, predict_logits, score_faces
 from .metrics import auc, log_loss, sigmoid
+from .face_twins import TWIN_SHAPES, as_delivered, put_back
 from .training import PlanEpochs, WarmupCosine, averaged_weights, data_parallel, dtype_policy, fast_policy, load_checkpoint
 
+LABELLED, BLENDED, TWIN = range(3)  # kinds of fakes
+DFDC, ELSEWHERE = "dfdc", 2.5  # reals of other sources are made fakes so many times as often
 HALF_FROM = 5_000_000  # parameters: smaller networks are stored in float32
 LOCATED_GRID = "mixed7"
 IMAGENET = "imagenet"  # a run's start: the InceptionV3 weights beside the research data
@@ -52,9 +55,15 @@ class FaceSettings:
         crops: train on this many crops, classes balanced; None: on all.
         cleaned: leave out the fakes whose face is unaltered.
         real_frames: add the real frames of web video, as themselves and self-blended.
+        pairs: of a real and a fake in an epoch; None: as many as there are reals.
+        twins: share of the fakes that are reconstruction twins (``face_twins``), each beside its original.
+        reals_of, fakes_of: shares of the sources (``dfdc``, ``web``, ``stills``, ``frames``) among the reals and among the
+            labelled fakes; None: as they come. Sources but DFDC are self-blended ``ELSEWHERE`` times as often.
+        folds: folds of ``web_faces`` that are kept aside, with every person in them, as the split ``web``.
         located: weight of a second task, to say where a face was blended (``Located``); 0: none.
         teachers: ``.keras`` files of face networks whose mean logit is a target (Hinton et al. 2015) on the same
-            augmented crops. taught: weight of that target; the label has the rest.
+            augmented crops. taught: weight of that target; the label has the rest. taught_sources: only rows of these
+            sources are taught, and of them no self-blended and no twins; None: all rows.
         policy: dtype policy; None: :func:`fast_policy`.
     """
 
@@ -76,9 +85,15 @@ class FaceSettings:
     crops: int | None = None
     cleaned: bool = True
     real_frames: bool = False
+    pairs: int | None = None
+    twins: float = 0.0
+    reals_of: dict | None = None
+    fakes_of: dict | None = None
+    folds: tuple[int, ...] = ()
     located: float = 0.0
     teachers: tuple[str, ...] = ()
     taught: float = 0.7
+    taught_sources: tuple[str, ...] | None = None
     seed: int = 0
     policy: str | None = None
 
@@ -103,7 +118,7 @@ class FaceBatches(keras.utils.PyDataset):
     def __init__(self, faces: Faces, rows: np.ndarray, settings: FaceSettings, workers: int = 4):
         super().__init__(workers=workers, max_queue_size=4 * workers)
         labels = faces.table["label"].to_numpy()
-        self.faces, self.settings = faces, settings
+        self.faces, self.settings, self.twins = faces, settings, {}
         self.reals, self.fakes = rows[labels[rows] == REAL], rows[labels[rows] == FAKE]
         if len(self.reals) < settings.batch_size // 2 or not len(self.fakes):
             raise ValueError(f"expected half a batch ({settings.batch_size // 2}) of REAL crops or more and some FAKE, "
@@ -111,11 +126,19 @@ class FaceBatches(keras.utils.PyDataset):
         place = {stem: row for row, stem in enumerate(faces.table["stem"])}
         original = np.array([place.get(group, -1) for group in faces.table["group"]])
         self.original = np.where(np.isin(original, rows), original, -1)  # none from another split
+        self.sources, sides = faces.sources, faces.table["source_px"].to_numpy()
+        self.sides = sides
+        self.real_sides = {source: sides[self.reals[self.sources[self.reals] == source]] for source in np.unique(self.sources)}
+        self.dfdc = self.sources == DFDC
+        self.taught = np.isin(self.sources, settings.taught_sources or np.unique(self.sources)).astype(np.float32)
+        # how readily a real is made a fake; of a source without fakes every one is, so that the source tells nothing
+        often = np.where(self.sources == DFDC, 1.0, ELSEWHERE)
+        self.often = np.where(np.isin(self.sources, self.sources[self.fakes]) & (faces.widths < 1.25), often, 1e9)
         self.epoch = 0
 
     @property
     def num_batches(self) -> int:
-        return 2 * len(self.reals) // self.settings.batch_size
+        return 2 * (self.settings.pairs or len(self.reals)) // self.settings.batch_size
 
     @property
     def epoch(self) -> int:
@@ -123,39 +146,72 @@ class FaceBatches(keras.utils.PyDataset):
 
     @epoch.setter
     def epoch(self, number: int):
-        self._epoch = number
-        random = np.random.default_rng([self.settings.seed, number])
-        count = len(self.reals)
-        made = round(count * self.settings.self_blended)
-        fakes = np.concatenate([random.permutation(self.fakes) for _ in range(1 + count // len(self.fakes))])
-        wide = self.faces.widths[self.reals] > 1  # they have no fakes: every one is blended, so that they tell nothing
-        sources = np.concatenate([random.permutation(self.reals[wide]), random.permutation(self.reals[~wide])])
-        fakes = np.concatenate([fakes[: count - made], sources[:made]])
-        order = random.permutation(count)
-        blended = np.arange(count)[order] >= count - made
-        self._rows = np.stack([random.permutation(self.reals), fakes[order]], axis=1).ravel()
-        self._blended = np.stack([np.zeros(count, bool), blended], axis=1).ravel()
+        self._epoch, settings = number, self.settings
+        random = np.random.default_rng([settings.seed, number])
+        count = settings.pairs or len(self.reals)
+        reals = self._drawn(self.reals, settings.reals_of, count, random)
+        blended, twins = (round(count * share) for share in (settings.self_blended, settings.twins))
+        order = np.argsort(random.exponential(size=count) / self.often[reals], kind="stable")[: blended + twins]
+        order = random.permutation(order)
+        kinds = np.full(count, LABELLED)
+        kinds[order[:blended]], kinds[order[blended:]] = BLENDED, TWIN
+        fakes = reals.copy()  # the self-blended and the twins stand beside their originals
+        fakes[kinds == LABELLED] = self._drawn(self.fakes, settings.fakes_of, count - blended - twins, random)
+        self._rows = np.stack([reals, fakes], axis=1).ravel()
+        self._kinds = np.stack([np.full(count, LABELLED), kinds], axis=1).ravel()
+
+    def _drawn(self, rows: np.ndarray, shares: dict | None, count: int, random: np.random.Generator) -> np.ndarray:
+        """``count`` of ``rows``, each as often as the others of its source, in random order."""
+        shares = shares or {None: 1.0}
+        parts = {source: rows if source is None else rows[self.sources[rows] == source] for source in shares}
+        parts = {source: part for source, part in parts.items() if len(part)}
+        whole, drawn = sum(shares[source] for source in parts), []
+        for source, part in parts.items():
+            wanted = max(round(count * shares[source] / whole), 1)
+            drawn += [random.permutation(part) for _ in range(wanted // len(part))]
+            drawn.append(random.permutation(part)[: wanted % len(part)])
+        drawn = np.concatenate(drawn)
+        return random.permutation(np.concatenate([drawn, random.choice(rows, max(count - len(drawn), 0))]))[:count]
 
     def __getitem__(self, index: int) -> tuple[dict, np.ndarray]:
         """Inputs of ``FaceAugment`` and soft labels float32 (batch_size, 1): 0 REAL, 1 FAKE."""
-        batch = slice(index * self.settings.batch_size, (index + 1) * self.settings.batch_size)
-        rows, blended = self._rows[batch], self._blended[batch]
-        random = np.random.default_rng([self.settings.seed, self._epoch, index])
+        settings = self.settings
+        batch = slice(index * settings.batch_size, (index + 1) * settings.batch_size)
+        rows, kinds = self._rows[batch], self._kinds[batch]
+        random = np.random.default_rng([settings.seed, self._epoch, index])
         crops, points = self.faces.crops[rows], self.faces.points[rows]
         labels = self.faces.table["label"].to_numpy(np.float32)[rows]
         masks = np.zeros((*crops.shape[:3], 1), np.uint8)
-        for i in np.flatnonzero(blended):
-            shape = self.settings.mask_shapes[random.integers(len(self.settings.mask_shapes))]
+        for i in np.flatnonzero(kinds == BLENDED):
+            shape = settings.mask_shapes[random.integers(len(settings.mask_shapes))]
             masks[i, ..., 0] = face_mask(points[i], shape, crops.shape[1])
-        for i in np.flatnonzero((labels == FAKE) & (random.random(len(rows)) < self.settings.mixed)):
+        for i in np.flatnonzero(kinds == TWIN):
+            twins, shape = self.twins[rows[i]], TWIN_SHAPES[random.integers(len(TWIN_SHAPES))]
+            fake = put_back(crops[i], twins[random.integers(len(twins))], points[i], shape, random)
+            crops[i - 1], crops[i] = as_delivered((crops[i - 1], fake), random)
+        for i in np.flatnonzero((labels == FAKE) & ~self.dfdc[rows]):
+            crops[i] = self._as_small_as_a_real(crops[i], rows[i], random)
+        for i in np.flatnonzero((labels == FAKE) & (random.random(len(rows)) < settings.mixed)):
             if (original := self.original[rows[i]]) >= 0:
                 labels[i] = random.beta(0.5, 0.5)
                 real = aligned_original(self.faces, rows[i], original)
                 crops[i] = cv2.addWeighted(crops[i], float(labels[i]), real, 1 - float(labels[i]), 0)
-        labels[blended] = FAKE
-        labels = labels[:, None]
-        widths = self.faces.widths[rows][:, None]
-        return {"crop": crops, "mask": masks, "points": points, "label": labels, "width": widths}, labels
+        labels[kinds != LABELLED] = FAKE
+        inputs = {"crop": crops, "mask": masks, "points": points, "label": labels[:, None],
+                  "width": self.faces.widths[rows][:, None],
+                  "taught": (self.taught[rows] * (kinds == LABELLED)).astype(np.float32)[:, None]}
+        return inputs, labels[:, None]
+
+    def _as_small_as_a_real(self, crop: np.ndarray, row: int, random: np.random.Generator) -> np.ndarray:
+        """A fake of the web brought to the size of a random real of its source, so that resolution tells nothing."""
+        like = self.real_sides[self.sources[row]]
+        side = int(like[random.integers(len(like))] * random.uniform(0.8, 1.1)) if len(like) else crop.shape[0]
+        if side >= min(self.sides[row], crop.shape[0]):
+            return crop
+        small = cv2.resize(crop, (side, side), interpolation=cv2.INTER_AREA)
+        if random.random() < 0.6:
+            small = as_delivered((small,), random)[0]
+        return cv2.resize(small, crop.shape[1::-1], interpolation=cv2.INTER_LINEAR)
 
 
 # --- the network in training ----------------------------------------------------------------------------------------
@@ -208,9 +264,10 @@ class Located(keras.layers.Layer):
 
 
 class Taught(keras.layers.Layer):
-    """Adds ``weight`` times the cross-entropy with the mean logit of ``teachers``, who see the same pixels.
+    """Moves the target of some rows from the label by ``weight`` towards the mean of ``teachers``, who see the same pixels.
 
-    Returns its first argument, the logit.
+    The cross-entropy is linear in its target, so the difference is (label - teacher) · logit. Returns its first
+    argument, the logit.
     """
 
     def __init__(self, teachers: Sequence[keras.Model], weight: float, **kwargs):
@@ -219,11 +276,10 @@ class Taught(keras.layers.Layer):
         for teacher in self.teachers:
             teacher.trainable = False
 
-    def call(self, logit, pixels):
+    def call(self, logit, pixels, label, taught):
         opinions = [ops.cast(teacher(pixels, training=False)["logit"], "float32") for teacher in self.teachers]
         target = ops.stop_gradient(ops.sigmoid(sum(opinions) / len(opinions)))
-        loss = ops.relu(logit) - logit * target + ops.log1p(ops.exp(-ops.abs(logit)))
-        self.add_loss(self.weight * ops.mean(loss))
+        self.add_loss(self.weight * ops.mean(taught * (label - target) * logit))
         return logit
 
 
@@ -240,6 +296,7 @@ def make_trainer(network: keras.Model, settings: FaceSettings, crop_size: int, s
         "points": keras.Input((81, 2), name="points"),
         "label": keras.Input((1,), name="label"),
         "width": keras.Input((1,), name="width"),
+        "taught": keras.Input((1,), name="taught"),
     }
     pixels = FaceAugment(settings.size, seed=settings.seed, enabled=settings.augment is not None,
                          with_masks=settings.located > 0, **(settings.augment or {}))(inputs)
@@ -253,7 +310,7 @@ def make_trainer(network: keras.Model, settings: FaceSettings, crop_size: int, s
         logit = Located(settings.located, dtype="float32")(logit, seen["grid"], mask, inputs["label"])
     if settings.teachers:
         teachers = [networks.load_network(path, policy) for path in settings.teachers]
-        logit = Taught(teachers, settings.taught, dtype="float32")(logit, pixels)
+        logit = Taught(teachers, settings.taught, name="teachers", dtype="float32")(logit, pixels, inputs["label"], inputs["taught"])
     optimizer = keras.optimizers.AdamW(settings.learning_rate, weight_decay=settings.weight_decay,
                                        use_ema=settings.average is not None, ema_momentum=settings.average or 0.99)
     planned = optimizer.add_variable((), initializer="zeros", dtype="float32", name="planned_steps")
@@ -261,7 +318,7 @@ def make_trainer(network: keras.Model, settings: FaceSettings, crop_size: int, s
     optimizer.learning_rate = WarmupCosine(settings.learning_rate, max(steps // 2, 1), planned)
     trainer = keras.Model(inputs, logit, name=f"{network.name}_trainer")
     loss = keras.losses.BinaryCrossentropy(from_logits=True, label_smoothing=settings.label_smoothing)
-    trainer.compile(optimizer, loss, loss_weights=1 - settings.taught if settings.teachers else None)
+    trainer.compile(optimizer, loss)
     return trainer, planned
 
 
@@ -299,6 +356,7 @@ def training_rows(faces: Faces, settings: FaceSettings) -> np.ndarray:
 def train_face(
     settings: FaceSettings, faces: Faces, folder: str | Path, minutes: float | None = None, resume: bool = True,
     checkpoints: bool = True, validate_every: int = 1, workers: int = 4,
+    twins: Mapping[int, Sequence[np.ndarray]] | None = None,
 ) -> FaceRun:
     """Train a face network and score the validation parts.
 
@@ -312,12 +370,14 @@ def train_face(
         checkpoints: write one after each epoch.
         validate_every: epochs between validations of the averaged weights; 0: only at the end.
         workers: threads that gather batches.
+        twins: of each real row, uint8 like its crop (``face_twins.make_twins``).
     """
     began, folder = time.monotonic(), Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     policy = settings.policy or fast_policy()
     scorer = build_face_network(settings)
     batches = FaceBatches(faces, training_rows(faces, settings), settings, workers)
+    batches.twins = twins or {}
     checkpoint = folder / f"{settings.name}.checkpoint.npz"
     watched = faces.rows("validation")
     batch = min(128, settings.batch_size * 2)
