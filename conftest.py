@@ -28,7 +28,7 @@ def pytest_configure(config):
     The folder is a new one, so that nothing of an earlier run is found in it and nothing of the user's overwritten.
     """
     if not hasattr(config, "workerinput"):  # the workers of pytest-xdist inherit it
-        from kaggle_utils.miniature import make_miniature
+        from kaggle_utils.datasets.miniature import make_miniature
 
         os.environ["DFDC_DATA"] = str(make_miniature(ROOT / "work" / "miniature"))
     results = tempfile.TemporaryDirectory(prefix="deepfake-tests-")
@@ -45,7 +45,7 @@ def miniature() -> Path:
 @pytest.fixture(scope="session")
 def real_clips() -> Path:
     """Two real DFDC clips, where the research data is at hand."""
-    from kaggle_utils.platform import research_data
+    from kaggle_utils.kaggle.paths import research_data
 
     folder = research_data("dfdc_clips")
     if folder is None:

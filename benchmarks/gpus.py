@@ -24,7 +24,10 @@ import numpy as np
 import pandas as pd
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from kaggle_utils import augment, face_data, face_training, training
+from kaggle_utils import training
+from kaggle_utils.face import data as face_data
+from kaggle_utils.face import landmarks
+from kaggle_utils.face import training as face_training
 
 
 class Repeated(keras.utils.PyDataset):
@@ -48,7 +51,7 @@ def drawn_faces(count: int, size: int = 224) -> face_data.Faces:
     names = [f"crop{number}" for number in range(count)]
     table = pd.DataFrame({"stem": names, "label": np.arange(count) % 2, "group": names, "split": "train"})
     crops = random.integers(0, 256, (count, size, size, 3), dtype=np.uint8)
-    return face_data.Faces(table, crops, np.repeat(augment.mean_landmarks(size)[None], count, axis=0))
+    return face_data.Faces(table, crops, np.repeat(landmarks.mean_landmarks(size)[None], count, axis=0))
 
 
 @contextlib.contextmanager

@@ -19,7 +19,7 @@ from imageio_ffmpeg import get_ffmpeg_exe
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from benchmarks.run import find_clips, peak_mib
-from kaggle_utils import platform
+from kaggle_utils.kaggle import paths
 
 FOLDER_LENGTH_S, REPEATS = 2, 4  # seconds of each clip of a folder; clips of each length
 
@@ -78,7 +78,7 @@ def main() -> None:
     parser.add_argument("--score", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--lengths", type=int, nargs="+", default=[5, 10, 20, 40], metavar="S", help="of single clips")
     parser.add_argument("--counts", type=int, nargs="+", default=[10, 50, 200], metavar="N", help="clips in a folder")
-    parser.add_argument("--chart", type=Path, default=platform.project_root() / "docs" / "growth.png")
+    parser.add_argument("--chart", type=Path, default=paths.project_root() / "docs" / "growth.png")
     options = parser.parse_args()
     if options.score:
         print(json.dumps(score(options.score)))

@@ -7,8 +7,9 @@ import contest
 import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from kaggle_utils import extraction as extraction_room
-from kaggle_utils import faces, video, voice
+from kaggle_utils.extraction import extract
+from kaggle_utils.face import detection, framing
+from kaggle_utils.media import video
 
 
 class PackageFinder:
@@ -19,9 +20,9 @@ class PackageFinder:
 
         self.mtcnn = MTCNN()
 
-    def __call__(self, frames: list[np.ndarray]) -> list[list[faces.Detection]]:
+    def __call__(self, frames: list[np.ndarray]) -> list[list[detection.Detection]]:
         found = [self.mtcnn.detect_faces(frame, fit_to_image=False, output_type="numpy") for frame in frames]
-        return [[faces.Detection(row[1:5], float(row[5]), row[6:].reshape(2, 5).T) for row in rows] for rows in found]
+        return [[detection.Detection(row[1:5], float(row[5]), row[6:].reshape(2, 5).T) for row in rows] for rows in found]
 
 
 def sampled_voice(path: str) -> np.ndarray:
@@ -29,8 +30,8 @@ def sampled_voice(path: str) -> np.ndarray:
     from moviepy.audio.io.AudioFileClip import AudioFileClip
 
     with AudioFileClip(path) as sound:
-        return np.array([sound.get_frame(n / voice.REFERENCE_RATE)[0]
-                         for n in range(min(voice.REFERENCE_SAMPLES, int(sound.duration * voice.REFERENCE_RATE)))])
+        return np.array([sound.get_frame(n / sound.REFERENCE_RATE)[0]
+                         for n in range(min(sound.REFERENCE_SAMPLES, int(sound.duration * sound.REFERENCE_RATE)))])
 
 
 def reference():
@@ -39,7 +40,7 @@ def reference():
 
     def work(path: str, stopwatch: contest.Stopwatch) -> None:
         with stopwatch("faces"):
-            faces.reference_faces(path, finder)
+            framing.reference_faces(path, finder)
         with stopwatch("voice"):
             sampled_voice(path)
 
@@ -62,18 +63,18 @@ def full():
 
 def extraction():
     """Ours: frames, faces and, beside them, the voice; what is not detection counts as decoding."""
-    finder = faces.FaceFinder()
+    finder = detection.FaceFinder()
 
     def work(path: str, stopwatch: contest.Stopwatch) -> list:
         found = []
 
-        def find(frames: list[np.ndarray]) -> list[list[faces.Detection]]:
+        def find(frames: list[np.ndarray]) -> list[list[detection.Detection]]:
             with stopwatch("detect"):
                 found.extend(finder(frames))
             return found
 
         with stopwatch("decode"):
-            extraction_room.extract(path, find)
+            extract(path, find)
         stopwatch.seconds["decode"] -= stopwatch.seconds["detect"]
         return boxes(found)
 
@@ -92,7 +93,7 @@ def chain():
     return work
 
 
-def boxes(found: list[list[faces.Detection]]) -> list[list[list[float]]]:
+def boxes(found: list[list[detection.Detection]]) -> list[list[list[float]]]:
     """Of each frame, x, y, width, height and confidence of its faces."""
     return [[[*face.box.tolist(), face.confidence] for face in frame] for frame in found]
 

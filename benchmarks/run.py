@@ -21,7 +21,9 @@ import pandas as pd
 from tqdm.auto import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from kaggle_utils import faces, platform
+from kaggle_utils.datasets import dfdc
+from kaggle_utils.face import detection, framing
+from kaggle_utils.kaggle import paths
 
 HERE = Path(__file__).resolve().parent
 REFERENCE, FULL, EXTRACTION, CHAIN = "reference procedure", "MTCNN at full size", "ours, extraction", "ours, whole chain"
@@ -96,9 +98,9 @@ def _children(pid: int) -> list[int]:
 
 def find_clips() -> tuple[list[Path], list[Path]]:
     """The clips whose faces are counted, and those among them that are timed: the DFDC ones, 10 s of 1080p."""
-    folders = [platform.research_data(name) for name in ("dfdc_clips", "ffpp_clips")]
+    folders = [paths.research_data(name) for name in ("dfdc_clips", "ffpp_clips")]
     if None in folders:
-        clips = sorted((platform.data_folder() / "train_sample_videos").glob("*.mp4"))
+        clips = sorted((dfdc.data_folder() / "train_sample_videos").glob("*.mp4"))
         return clips, clips[:2]
     real = [sorted(folder.glob("*.mp4")) for folder in folders]
     return real[0] + real[1], real[0]
@@ -106,8 +108,8 @@ def find_clips() -> tuple[list[Path], list[Path]]:
 
 def people(boxes: list[list]) -> list[list[np.ndarray]]:
     """The boxes that belong to a tracked person: full-size MTCNN takes flowers and gloves for faces here and there."""
-    found = [[faces.Detection(np.array(row[:4]), row[4], np.zeros((5, 2))) for row in frame] for frame in boxes]
-    tracks = faces.link_tracks(found)
+    found = [[detection.Detection(np.array(row[:4]), row[4], np.zeros((5, 2))) for row in frame] for frame in boxes]
+    tracks = framing.link_tracks(found)
     return [[track.detections[index].box for track in tracks if index in track.detections] for index in range(len(boxes))]
 
 
@@ -168,7 +170,7 @@ def draw(table: pd.DataFrame, path: Path) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--environments", type=Path, default=platform.working_folder() / "benchmark", help="the peers'")
+    parser.add_argument("--environments", type=Path, default=paths.working_folder() / "benchmark", help="the peers'")
     parser.add_argument("--only", nargs="+", default=list(CONTESTANTS), choices=list(CONTESTANTS), metavar="NAME")
     parser.add_argument("--chart", type=Path, default=HERE.parent / "docs" / "speed.png")
     options = parser.parse_args()

@@ -9,7 +9,10 @@ from matplotlib.patches import FancyArrowPatch, FancyBboxPatch, Rectangle
 
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent))
-from kaggle_utils import dataset, faces, platform, video, voice  # noqa: E402
+from kaggle_utils.datasets import dfdc  # noqa: E402
+from kaggle_utils.face import detection, framing  # noqa: E402
+from kaggle_utils.media import sound, video  # noqa: E402
+from kaggle_utils.voice import signal as voice_signal  # noqa: E402
 
 GREEN, INK = "#2a9d5c", "#333333"
 
@@ -38,8 +41,8 @@ def arrow(figure, start, end):
 def draw(path):
     """The chain for one clip, left to right: frames and sound, crops and spectrogram, networks, fusion, answer."""
     clip = video.read_frames(path)
-    person = faces.extract_faces(clip.images, faces.FaceFinder())[0]
-    levels, times, _ = voice.log_mel(voice.read_voice(path), voice.SAMPLE_RATE)
+    person = framing.extract_faces(clip.images, detection.FaceFinder())[0]
+    levels, times, _ = voice_signal.log_mel(sound.read_voice(path), sound.SAMPLE_RATE)
 
     figure = plt.figure(figsize=(11, 3.4))
     frame = picture(figure, (0.01, 0.3, 0.25, 0.48), "clip.mp4, ten frames")
@@ -48,8 +51,8 @@ def draw(path):
     frame.add_patch(Rectangle((x, y), width, height, fill=False, edgecolor=GREEN, linewidth=2))
     crops = picture(figure, (0.31, 0.5, 0.27, 0.4), "MTCNN: ten face crops, 256 × 256 × 3")
     crops.imshow(np.concatenate([np.concatenate(person.images[row:row + 5], axis=1) for row in (0, 5)]))
-    sound = picture(figure, (0.31, 0.06, 0.27, 0.3), f"voice: {times[-1]:.0f} s at 16 kHz, as spectrogram")
-    sound.imshow(levels, origin="lower", aspect="auto", cmap="magma")
+    audio = picture(figure, (0.31, 0.06, 0.27, 0.3), f"voice: {times[-1]:.0f} s at 16 kHz, as spectrogram")
+    audio.imshow(levels, origin="lower", aspect="auto", cmap="magma")
 
     station(figure, 0.69, 0.7, "face network")
     station(figure, 0.69, 0.21, "voice network")
@@ -63,4 +66,4 @@ def draw(path):
 
 
 if __name__ == "__main__":
-    draw(dataset.read_dfdc(platform.data_folder())["path"].iloc[0])
+    draw(dfdc.read_dfdc(dfdc.data_folder())["path"].iloc[0])

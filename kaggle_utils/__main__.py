@@ -4,7 +4,8 @@ import argparse
 import sys
 from pathlib import Path
 
-from . import kernels, platform
+from .kaggle import paths
+from .kaggle import push as kaggle_push
 
 SHEET_ROWS = 24  # clips on the contact sheet
 TRUTH = {0.0: "REAL", 1.0: "FAKE"}
@@ -22,7 +23,7 @@ def main(arguments: list[str] | None = None) -> int:
     except OSError as error:
         print(f"error: {error.filename}: {error.strerror}" if error.filename else f"error: {error}", file=sys.stderr)
         return 1
-    except (ValueError, kernels.KaggleError) as error:
+    except (ValueError, kaggle_push.KaggleError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     return 0
@@ -70,7 +71,7 @@ def _parser() -> argparse.ArgumentParser:
 
     train = commands.add_parser("train", help="train a network on the research data, as notebooks 04 and 05 do")
     train.add_argument("branch", choices=["face", "voice"])
-    train.add_argument("name", help="name of a run: face_training.RUNS or voice_training.RUNS")
+    train.add_argument("name", help="name of a run: face.training.RUNS or voice.training.RUNS")
     train.add_argument("--data", type=Path, help="the folder of research data (default: $DEEPFAKE_DATA)")
     train.add_argument("--minutes", type=float, help="wall-clock limit: the schedule is planned to end inside it")
     train.add_argument("-o", "--output", type=Path, help="where weights and scores go (default: work/training)")
@@ -86,7 +87,8 @@ def _parser() -> argparse.ArgumentParser:
     evaluate.set_defaults(run=run_evaluate)
 
     push = commands.add_parser("push", help="run notebooks on Kaggle: upload code, weights and wheels, push, wait for the end")
-    push.add_argument("names", nargs="*", metavar="NAME", help=f"notebooks, by name or number (default: {kernels.SUBMISSION})")
+    push.add_argument("names", nargs="*", metavar="NAME",
+                      help=f"notebooks, by name or number (default: {kaggle_push.SUBMISSION})")
     push.add_argument("--all", action="store_true", help="every notebook, each after those that it takes the output of")
     push.add_argument("--dry-run", action="store_true", help="stage and check in build/, send nothing")
     push.add_argument("--owner", help="the Kaggle account (default: that of your credentials)")
@@ -105,16 +107,16 @@ def _parser() -> argparse.ArgumentParser:
 
 def make_miniature(options: argparse.Namespace) -> None:
     """Make the miniature data set and say where it lies."""
-    from .miniature import make_miniature
+    from .datasets.miniature import make_miniature
 
-    print(make_miniature(options.folder or platform.working_folder() / "miniature", seed=options.seed))
+    print(make_miniature(options.folder or paths.working_folder() / "miniature", seed=options.seed))
 
 
 def run_extract(options: argparse.Namespace) -> None:
     """Fill a cache with the crops and the voice of every clip and say how many were made."""
     from .extraction import extract_folder
 
-    cache = options.cache or platform.working_folder() / "extracts"
+    cache = options.cache or paths.working_folder() / "extracts"
     table = extract_folder(options.folder, cache, options.jobs, options.backend, options.scheduler, options.frames)
     print(f"{len(table)} clips, {table['made'].sum()} made now: {cache}")
 
@@ -123,16 +125,17 @@ def run_predict(options: argparse.Namespace) -> None:
     """Score one clip as JSON, or a folder as submission.csv with two pictures."""
     import json
 
+    from .datasets.dfdc import data_folder
     from .detector import Detector
 
-    source = options.source or platform.data_folder()
+    source = options.source or data_folder()
     if not source.exists():
         raise FileNotFoundError(f"{source}: expected a clip or a folder")
     detector = Detector.load(options.models, prior=options.prior)
     if source.is_file():
         print(json.dumps(detector.predict(source).to_dict(), indent=1))
         return
-    output = options.output or platform.working_folder() / "submission.csv"
+    output = options.output or paths.working_folder() / "submission.csv"
     table = detector.predict_folder(source, output, hours=options.hours)
     print(summary(table))
     print(f"\nsubmission: {output}")
@@ -189,14 +192,14 @@ def run_report(options: argparse.Namespace) -> None:
 
     if not options.clip.is_file():
         raise FileNotFoundError(f"{options.clip}: expected a clip")
-    output = options.output or platform.working_folder() / f"{options.clip.stem}.html"
+    output = options.output or paths.working_folder() / f"{options.clip.stem}.html"
     found = write_report(options.clip, output, Detector.load(options.models, prior=options.prior))
     print(f"{options.clip.name}: {found.zone.name}, P(fake) {percent(found.verdict.probability)}\n{output}")
 
 
 def run_check(options: argparse.Namespace) -> None:
     """Say that a submission is valid, or raise what is wrong with it."""
-    from .dataset import clips_to_score
+    from .datasets.dfdc import clips_to_score
     from .submission import problems_of
 
     expected = clips_to_score(options.data)["filename"] if options.data else None
@@ -208,11 +211,11 @@ def run_check(options: argparse.Namespace) -> None:
 
 def run_train(options: argparse.Namespace) -> None:
     """Train one network as notebooks 04 and 05 do."""
-    output = options.output or platform.working_folder() / "training"
+    output = options.output or paths.working_folder() / "training"
     if options.branch == "face":
-        from .face_training import run_face as run
+        from .face.training import run_face as run
     else:
-        from .voice_training import run_voice as run
+        from .voice.training import run_voice as run
     run(options.name, _research_data(options), output, options.minutes)
 
 
@@ -220,10 +223,10 @@ def run_evaluate(options: argparse.Namespace) -> None:
     """Print the tables of the model cards."""
     import pandas as pd
 
-    from . import face_evaluation
+    from .face import evaluation as face_evaluation
 
     if options.what == "runs":
-        kept = options.scores or platform.models_folder() / "face_validation.csv"
+        kept = options.scores or paths.models_folder() / "face_validation.csv"
         tables = {"validation parts 45–47": face_evaluation.compare(kept)}
     else:
         from .detector import Detector
@@ -241,19 +244,19 @@ def run_evaluate(options: argparse.Namespace) -> None:
 
 def run_push(options: argparse.Namespace) -> None:
     """Push notebooks to Kaggle."""
-    names = list(kernels.notebooks()) if options.all else options.names or [kernels.SUBMISSION]
-    kernels.push(names, options.owner, dry_run=options.dry_run, with_data=not options.no_data, output=options.output,
+    names = list(kaggle_push.notebooks()) if options.all else options.names or [kaggle_push.SUBMISSION]
+    kaggle_push.push(names, options.owner, dry_run=options.dry_run, with_data=not options.no_data, output=options.output,
                  build=options.build, every=options.every, seconds=options.timeout)
 
 
 def run_owner(options: argparse.Namespace) -> None:
     """Write the account's name into the committed files."""
-    for path in kernels.set_owner(options.name):
+    for path in kaggle_push.set_owner(options.name):
         print(path)
 
 
 def _research_data(options: argparse.Namespace) -> Path:
-    folder = options.data or platform.research_data()
+    folder = options.data or paths.research_data()
     if folder is None:
         raise FileNotFoundError("expected --data, or DEEPFAKE_DATA to name the folder of research data")
     return folder

@@ -16,10 +16,14 @@ import cv2
 import numpy as np
 import pandas as pd
 
-from . import extraction, faces, fusion, networks, video, voice
-from .dataset import clips_to_score
-from .platform import models_folder
+from . import extraction, storage
+from .datasets.dfdc import clips_to_score
+from .face import detection, framing
+from .fusion import rules
+from .kaggle.paths import models_folder
+from .media import sound, video
 from .submission import score_clips
+from .voice import signal as voice_signal
 
 FACE_BATCH, VOICE_BATCH = 10, 4  # rows of every network call: fixed, so that a score does not depend on what else is scored
 SETTINGS = "detector.json"
@@ -65,7 +69,7 @@ def _json_ready(value):
 class Detector:
     """The trained networks with their calibration; make one with :meth:`load` and use it for many clips."""
 
-    def __init__(self, face, voice, fuse: fusion.Fusion, calibration: fusion.Calibration, flip: bool = False,
+    def __init__(self, face, voice, fuse: rules.Fusion, calibration: rules.Calibration, flip: bool = False,
                  prior: float = 0.5, digests: dict[str, str] | None = None):
         """
         Args:
@@ -80,7 +84,7 @@ class Detector:
             raise ValueError(f"prior: expected a share between 0 and 1, found {prior}")
         self.face, self.voice, self.fuse, self.calibration = face, voice, fuse, calibration
         self.flip, self.prior, self.digests = flip, prior, digests or {}
-        self.finder = faces.FaceFinder()
+        self.finder = detection.FaceFinder()
 
     @classmethod
     def load(cls, folder: str | Path | None = None, prior: float = 0.5, join: str | None = None) -> "Detector":
@@ -100,9 +104,9 @@ class Detector:
         digests = checked_digests(folder)
         settings = json.loads((folder / SETTINGS).read_text())
         settings["fusion"] = join or settings["fusion"]
-        face, hears = (networks.load_branch(folder, name) for name in ("face", "voice"))
-        calibration = fusion.Calibration(settings["calibration"], settings["range"], settings.get("pooling", "mean"))
-        fuse = fusion.load(folder, settings, calibration)
+        face, hears = (storage.load_branch(folder, name) for name in ("face", "voice"))
+        calibration = rules.Calibration(settings["calibration"], settings["range"], settings.get("pooling", "mean"))
+        fuse = rules.load(folder, settings, calibration)
         return cls(face, hears, fuse, calibration, settings["flip"], prior, digests)
 
     @property
@@ -129,8 +133,8 @@ class Detector:
         if crops.ndim != 4 or crops.shape[-1] != 3 or crops.dtype != np.uint8:
             raise ValueError(f"crops: expected uint8 RGB (N, H, W, 3), found {crops.dtype} {crops.shape}")
         if not framed:
-            crops = faces.tight_from_crops(crops, self.finder)
-        logits = self.see(crops)["logit"][:, 0]
+            crops = framing.tight_from_crops(crops, self.finder)
+        logits = self.face_outputs(crops)["logit"][:, 0]
         return self._probability(logits, "crop").astype(np.float32)
 
     def score_voice(self, samples: np.ndarray, sample_rate: int) -> float:
@@ -163,16 +167,16 @@ class Detector:
         """
         return self.examine(path, frames)[0]
 
-    def examine(self, path: str | Path, frames: int = extraction.FRAMES) -> tuple[Verdict, list[faces.FaceCrops]]:
+    def examine(self, path: str | Path, frames: int = extraction.FRAMES) -> tuple[Verdict, list[framing.FaceCrops]]:
         """As :meth:`predict`, with the crops of each tracked person that the verdict rests on."""
         return self.examine_extract(path, extraction.extract(path, self.finder, frames, self.voice_rate))
 
-    def examine_extract(self, path: str | Path, extracted: extraction.Extract) -> tuple[Verdict, list[faces.FaceCrops]]:
+    def examine_extract(self, path: str | Path, extracted: extraction.Extract) -> tuple[Verdict, list[framing.FaceCrops]]:
         """As :meth:`examine`, of what was extracted of the clip before, now or by ``python -m kaggle_utils extract``."""
         path, warnings = Path(path), list(extracted.warnings)
-        seen = [self.see(person.images) for person in extracted.people]
-        heard = self.hear(path, extracted.samples, extracted.sample_rate, warnings)
-        return self.judge(path, extracted, extracted.people, seen, heard, warnings), extracted.people
+        seen = [self.face_outputs(person.images) for person in extracted.people]
+        heard = self.voice_outputs(path, extracted.samples, extracted.sample_rate, warnings)
+        return self.combine(path, extracted, extracted.people, seen, heard, warnings), extracted.people
 
     def predict_folder(self, folder: str | Path, output_csv: str | Path, hours: float | None = None,
                        progress: bool = True) -> pd.DataFrame:
@@ -215,7 +219,7 @@ class Detector:
         with extraction.Ahead(lambda path, frames: extraction.extract(path, self.finder, frames, self.voice_rate)) as ahead:
             return score_clips(clips, verdict_of, output_csv, unscored, fingerprint, hours, progress)
 
-    def hear(self, path: Path, samples: np.ndarray | None, sample_rate: int, warnings: list[str]) -> dict | None:
+    def voice_outputs(self, path: Path, samples: np.ndarray | None, sample_rate: int, warnings: list[str]) -> dict | None:
         """The voice network's outputs for the sound of a clip, or None, with a warning where it is silent.
 
         Args:
@@ -226,18 +230,18 @@ class Detector:
             warnings.append(f"{path.name}: the sound track is silent, the voice was not analysed")
         return outputs
 
-    def judge(self, path: Path, clip: video.Frames | extraction.Extract | None, people: list[faces.FaceCrops],
+    def combine(self, path: Path, clip: video.Frames | extraction.Extract | None, people: list[framing.FaceCrops],
               seen: list[dict], heard: dict | None, warnings: list[str]) -> Verdict:
         """Join what was seen and heard: one curve for each person, and the most suspicious person's score.
 
         Args:
             path, clip: the clip, and its frames as :func:`extraction.look` returns them, or its extract.
-            people, seen: the ten crops of each person, and what :meth:`see` says of them.
-            heard: what :meth:`hear` returns.
+            people, seen: the ten crops of each person, and what :meth:`face_outputs` says of them.
+            heard: what :meth:`voice_outputs` returns.
             warnings: of the steps before; the verdict's are added to them.
         """
         masks = [np.array([source != "fallback" for source in person.sources]) for person in people]
-        logits = [fusion.pooled(outputs["logit"][:, 0], mask, self.calibration.pooling)
+        logits = [rules.pooled(outputs["logit"][:, 0], mask, self.calibration.pooling)
                   for outputs, mask in zip(seen, masks, strict=True)]
         main = max((index for index, logit in enumerate(logits) if not math.isnan(logit)), key=lambda index: logits[index],
                    default=None)
@@ -263,8 +267,8 @@ class Detector:
 
     def _no_face(self) -> tuple[dict[str, np.ndarray], np.ndarray]:
         """What the fusion takes for a clip that shows no face: zeros, and a mask that leaves them out."""
-        outputs = {name: np.zeros((faces.ROWS, *tensor.shape[1:]), np.float32) for name, tensor in self.face.output.items()}
-        return outputs, np.zeros(faces.ROWS, bool)
+        outputs = {name: np.zeros((framing.ROWS, *tensor.shape[1:]), np.float32) for name, tensor in self.face.output.items()}
+        return outputs, np.zeros(framing.ROWS, bool)
 
     def _frame_rows(self, clip, person, outputs) -> list[dict]:
         probabilities = self._probability(outputs["logit"][:, 0], "crop")
@@ -280,29 +284,29 @@ class Detector:
     @property
     def voice_rate(self) -> int:
         """Sampling rate that the voice network takes, in Hz: 8 kHz for the study's, 16 kHz for the others."""
-        return voice.REFERENCE_RATE if self._hears_reference else voice.SAMPLE_RATE
+        return sound.REFERENCE_RATE if self._hears_reference else sound.SAMPLE_RATE
 
     @property
     def _hears_reference(self) -> bool:
-        return self.voice.input_shape[1] == voice.REFERENCE_SAMPLES
+        return self.voice.input_shape[1] == sound.REFERENCE_SAMPLES
 
-    def see(self, crops: np.ndarray) -> dict[str, np.ndarray]:
+    def face_outputs(self, crops: np.ndarray) -> dict[str, np.ndarray]:
         """All outputs of the face network for uint8 crops (N, H, W, 3)."""
-        crops = self.fitted(crops)
+        crops = self.resized(crops)
         outputs = _run(self.face, crops, FACE_BATCH)
         if not self.flip:
             return outputs
         mirrored = _run(self.face, crops[:, :, ::-1], FACE_BATCH)
         return {name: (outputs[name] + mirrored[name]) / 2 for name in outputs}
 
-    def fitted(self, crops: np.ndarray) -> np.ndarray:
+    def resized(self, crops: np.ndarray) -> np.ndarray:
         """Crops (N, H, W, 3) in the size that the face network takes."""
         side = self.face.input_shape[1] or crops.shape[1]  # None: the network resizes by itself
         return crops if crops.shape[1:3] == (side, side) else np.stack([_resize(crop, side) for crop in crops])
 
     def _run_voice(self, samples: np.ndarray, sample_rate: int) -> dict[str, np.ndarray] | None:
         """All outputs of the voice network, one row for each window; None when there is nothing to hear."""
-        windows = voice.network_windows(samples, sample_rate, self._hears_reference)
+        windows = voice_signal.network_windows(samples, sample_rate, self._hears_reference)
         return None if windows is None else _run(self.voice, windows, VOICE_BATCH)
 
     def _probability(self, logit, kind: str):
@@ -330,7 +334,7 @@ def checked_digests(folder: Path) -> dict[str, str]:
     return digests
 
 
-def _save_strip(path: Path, verdict: Verdict, people: list[faces.FaceCrops]) -> None:
+def _save_strip(path: Path, verdict: Verdict, people: list[framing.FaceCrops]) -> None:
     """Write the crops of the most suspicious person side by side, 128 pixels each; no picture where nothing was seen."""
     if os.path.exists(path):  # False for a name that is too long
         path.unlink()

@@ -1,7 +1,7 @@
 """Where do the networks look and listen? Heat maps over a face crop and over the spectrogram of a voice.
 
 A map says what moved the answer of this network; it does not say that the clip was altered there. The maps run on
-TensorFlow and on JAX: all that differs between them is how a slope is taken (:func:`slopes`).
+TensorFlow and on JAX: all that differs between them is how a slope is taken (:func:`gradients`).
 """
 
 from collections.abc import Callable
@@ -9,13 +9,12 @@ from collections.abc import Callable
 import cv2
 import keras
 import numpy as np
-
-from .vocoders import istft, stft
+from scipy import signal
 
 FFT_LENGTH, HOP = 512, 128  # samples; of the spectrograms below
 
 
-def slopes(function: Callable, inputs: np.ndarray) -> np.ndarray:
+def gradients(function: Callable, inputs: np.ndarray) -> np.ndarray:
     """The slope of the sum of ``function(inputs)`` by each value of ``inputs``: float32, of their shape.
 
     Args:
@@ -26,12 +25,12 @@ def slopes(function: Callable, inputs: np.ndarray) -> np.ndarray:
         RuntimeError: Keras runs on another backend than TensorFlow and JAX.
     """
     backend = keras.backend.backend()
-    if backend not in SLOPES:
-        raise RuntimeError(f"expected Keras on {' or '.join(SLOPES)}, found the backend {backend!r}")
-    return np.asarray(SLOPES[backend](function, np.asarray(inputs, np.float32)))
+    if backend not in GRADIENTS:
+        raise RuntimeError(f"expected Keras on {' or '.join(GRADIENTS)}, found the backend {backend!r}")
+    return np.asarray(GRADIENTS[backend](function, np.asarray(inputs, np.float32)))
 
 
-def _tensorflow_slopes(function: Callable, inputs: np.ndarray):
+def _tensorflow_gradients(function: Callable, inputs: np.ndarray):
     import tensorflow as tf
 
     inputs = tf.convert_to_tensor(inputs)
@@ -41,13 +40,12 @@ def _tensorflow_slopes(function: Callable, inputs: np.ndarray):
     return tape.gradient(total, inputs)
 
 
-def _jax_slopes(function: Callable, inputs: np.ndarray):
+def _jax_gradients(function: Callable, inputs: np.ndarray):
     import jax
 
     return jax.grad(lambda values: function(values).sum())(inputs)
 
-
-SLOPES = {"tensorflow": _tensorflow_slopes, "jax": _jax_slopes}
+GRADIENTS = {"tensorflow": _tensorflow_gradients, "jax": _jax_gradients}
 
 
 # --- faces ----------------------------------------------------------------------------------------------------------
@@ -77,7 +75,7 @@ def _grad_cam(network: keras.Model, crops: np.ndarray) -> np.ndarray:
     maps, *sides = keras.Function(network.inputs, cut)([crops])
     head = keras.Model(cut, network.get_layer("logit").output)  # Function refuses such inputs in Keras 3.13
     maps = keras.ops.convert_to_numpy(maps)
-    weights = slopes(lambda values: head([values, *sides]), maps).sum(axis=(1, 2), keepdims=True)
+    weights = gradients(lambda values: head([values, *sides]), maps).sum(axis=(1, 2), keepdims=True)
     return np.maximum((weights * maps).sum(axis=-1), 0)
 
 
@@ -104,6 +102,19 @@ def last_map(network: keras.Model):
 
 
 # --- voices ---------------------------------------------------------------------------------------------------------
+TRANSFORM = signal.ShortTimeFFT(signal.get_window("hann", FFT_LENGTH), HOP, fs=1)
+
+
+def stft(samples: np.ndarray) -> np.ndarray:
+    """Hann windows centred on every ``HOP``-th sample: complex (FFT_LENGTH / 2 + 1, frames)."""
+    return TRANSFORM.stft(samples, p0=0, p1=-(-len(samples) // HOP) + 1)
+
+
+def istft(spectrum: np.ndarray, length: int) -> np.ndarray:
+    """The inverse of :func:`stft`: (length,)."""
+    return TRANSFORM.istft(np.pad(spectrum, ((0, 0), (-TRANSFORM.p_min, FFT_LENGTH // HOP))), k1=length)
+
+
 def saliency(network: keras.Model, windows: np.ndarray) -> np.ndarray:
     """How the logit of a voice network answers to each place of the spectrogram, in the first order.
 
@@ -117,14 +128,14 @@ def saliency(network: keras.Model, windows: np.ndarray) -> np.ndarray:
     Returns:
         float32 (n, FFT_LENGTH / 2 + 1, frames), lowest frequency first, a frame every ``HOP`` samples.
     """
-    rises = slopes(lambda samples: network(samples, training=False)["logit"], windows).reshape(len(windows), -1)
-    return np.stack([_slope_times_input(samples.ravel(), rise) for samples, rise in zip(windows, rises, strict=True)])
+    rises = gradients(lambda samples: network(samples, training=False)["logit"], windows).reshape(len(windows), -1)
+    return np.stack([_gradient_times_input(samples.ravel(), rise) for samples, rise in zip(windows, rises, strict=True)])
 
 
-def _slope_times_input(samples: np.ndarray, rise: np.ndarray) -> np.ndarray:
+def _gradient_times_input(samples: np.ndarray, rise: np.ndarray) -> np.ndarray:
     """The inner product of a slope (T,) with what each bin adds to the samples (T,) when ``istft`` puts them together."""
-    overlap = 3 / 8 * FFT_LENGTH / HOP  # what the squares of the Hann windows that cover a sample add up to
-    product = np.real(stft(samples, FFT_LENGTH, HOP) * stft(rise, FFT_LENGTH, HOP).conj()) / (overlap * FFT_LENGTH)
+    overlap = 3 / 8 * FFT_LENGTH / HOP  # sum of the squared Hann windows that cover a sample
+    product = np.real(stft(samples) * stft(rise).conj()) / (overlap * FFT_LENGTH)
     product[1:-1] *= 2  # for the negative frequencies
     return product.astype(np.float32)
 
@@ -144,9 +155,9 @@ def exchange_map(network: keras.Model, spoofed: np.ndarray, recording: np.ndarra
     Returns:
         float32 (bands, times), lowest band first; positive where the patch speaks for FAKE.
     """
-    made, real = (stft(samples, FFT_LENGTH, HOP) for samples in (spoofed, recording))
+    made, real = (stft(samples) for samples in (spoofed, recording))
     band, frame = (np.arange(size) * count // size for size, count in zip(made.shape, (bands, times), strict=True))
     patches = [(band == b)[:, None] & (frame == t) for b in range(bands) for t in range(times)]
-    mixed = [istft(np.where(patch, real, made), FFT_LENGTH, HOP, len(spoofed)) for patch in patches]
+    mixed = [istft(np.where(patch, real, made), len(spoofed)) for patch in patches]
     logits = network.predict(np.stack([spoofed, *mixed]).astype(np.float32), batch_size=8, verbose=0)["logit"][:, 0]
     return (logits[0] - logits[1:]).reshape(bands, times)

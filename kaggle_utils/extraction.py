@@ -19,8 +19,9 @@ import numpy as np
 import pandas as pd
 from tqdm.auto import tqdm
 
-from . import faces, isolation, video, voice
-from .dataset import clips_to_score, file_stamp
+from .datasets.dfdc import clips_to_score, file_stamp
+from .face import detection, framing
+from .media import isolation, sound, video
 
 FRAMES = 10  # frames read from a clip
 BACKENDS = ("loky", "dask", "ray")
@@ -36,14 +37,15 @@ class Extract:
     ``sample_rate`` Hz, None without a sound track. ``warnings``: what could not be read, each naming the file.
     """
 
-    people: list[faces.FaceCrops]
+    people: list[framing.FaceCrops]
     times_s: np.ndarray
     samples: np.ndarray | None
     sample_rate: int
     warnings: list[str]
 
 
-def extract(path: str | Path, finder: faces.FaceFinder, frames: int = FRAMES, sample_rate: int = voice.SAMPLE_RATE) -> Extract:
+def extract(path: str | Path, finder: detection.FaceFinder, frames: int = FRAMES,
+            sample_rate: int = sound.SAMPLE_RATE) -> Extract:
     """Read a clip once: its frames, the faces in them and, at the same time, its sound.
 
     Args:
@@ -54,7 +56,7 @@ def extract(path: str | Path, finder: faces.FaceFinder, frames: int = FRAMES, sa
     with ThreadPoolExecutor(max_workers=1) as beside:
         sound = beside.submit(listen, path, sample_rate)
         clip, warnings = look(path, frames)
-        people = faces.extract_faces(clip.images, finder) if clip else []
+        people = framing.extract_faces(clip.images, finder) if clip else []
         samples, heard = sound.result()
     return Extract(people, clip.times_s if clip else np.zeros(0), samples, sample_rate, warnings + heard)
 
@@ -71,7 +73,7 @@ def look(path: Path, frames: int) -> tuple[video.Frames | None, list[str]]:
 def listen(path: Path, sample_rate: int) -> tuple[np.ndarray | None, list[str]]:
     """The voice of a clip float32 (T,), or None where there is none or it cannot be read, and warnings."""
     try:
-        samples = voice.read_voice(path, sample_rate)
+        samples = sound.read_voice(path, sample_rate)
     except video.UnreadableClip as error:
         return None, [f"{error}; the voice was not analysed"]
     return samples, [] if samples is not None else [f"{path.name}: no sound track, the voice was not analysed"]
@@ -119,7 +121,7 @@ def load_extract(path: str | Path) -> Extract:
     """Read what :func:`save_extract` wrote; boxes to a hundredth of a pixel, all else as it was."""
     with np.load(path, allow_pickle=False) as file:
         about = json.loads(str(file["about"]))
-        people = [faces.FaceCrops(file[f"images_{n}"], file[f"boxes_{n}"].astype(float), file[f"sources_{n}"].tolist(),
+        people = [framing.FaceCrops(file[f"images_{n}"], file[f"boxes_{n}"].astype(float), file[f"sources_{n}"].tolist(),
                                   file[f"frames_{n}"], int(file[f"track_{n}"])) for n in range(about["people"])]
         samples = file["samples"] / np.float32(32768) if "samples" in file else None
         return Extract(people, file["times_s"], samples, about["sample_rate"], about["warnings"])
@@ -136,36 +138,43 @@ def _is_made(path: Path, key: str) -> bool:
 # --- folders --------------------------------------------------------------------------------------------------------
 def extract_folder(folder: str | Path, cache_folder: str | Path, jobs: int = 1, backend: str = "loky",
                    scheduler: str | None = None, frames: int = FRAMES, progress: bool = True) -> pd.DataFrame:
-    """Fill ``cache_folder`` with one ``NAME.npz`` for each clip of a folder.
+    """:func:`extract_clips` for every clip that is to be scored in a folder (``datasets.dfdc.clips_to_score``)."""
+    clips = clips_to_score(Path(folder).resolve()).drop(columns="label")
+    return extract_clips(clips, cache_folder, jobs, backend, scheduler, frames, progress)
 
-    A clip whose file is there already is left alone, unless the clip has changed since or another number of frames was read.
+
+def extract_clips(clips: pd.DataFrame, cache_folder: str | Path, jobs: int = 1, backend: str = "loky",
+                  scheduler: str | None = None, frames: int = FRAMES, progress: bool = True) -> pd.DataFrame:
+    """Fill ``cache_folder`` with one ``NAME.npz`` for each clip, for :func:`load_extract`.
+
+    A finished file is kept, unless the clip has changed since or another number of frames was read.
 
     Args:
-        folder: as :func:`kaggle_utils.dataset.clips_to_score` takes it.
-        jobs: so many processes; -1: as many as there are processors. On a cluster its workers count instead.
-        backend: ``loky`` for processes on this machine, ``dask`` or ``ray`` for a cluster; all its machines see both folders
-            under these paths and have this package.
+        clips: columns ``filename`` and ``path``; rows without a path are left out.
+        jobs: number of processes; -1: one for each processor. On a cluster its workers count instead.
+        backend: ``loky`` for processes on this machine, ``dask`` or ``ray`` for a cluster. All machines of the cluster
+            see both folders under these paths and have this package.
         scheduler: address of the cluster's scheduler, such as ``tcp://10.0.0.5:8786``; None: one on this machine.
         progress: show clips a second and the time left.
 
     Returns:
-        One row for each clip: ``filename``, ``path``, ``cache`` and ``made``, False where an earlier run had made it.
+        ``clips`` with the columns ``cache`` (the file) and ``made``, False where an earlier run had made it.
 
     Raises:
         ValueError: an unknown backend. FileNotFoundError: no clips.
     """
     cache_folder = Path(cache_folder).resolve()
     cache_folder.mkdir(parents=True, exist_ok=True)
-    clips = clips_to_score(Path(folder).resolve())
-    clips = clips[[path is not None for path in clips["path"]]].drop(columns="label")
+    clips = clips[[path is not None for path in clips["path"]]].copy()
     clips["cache"] = [cache_folder / f"{name}.npz" for name in clips["filename"]]
     keys = {row.path: _key(row.path, frames) for row in clips.itertuples()}
     clips["made"] = [not _is_made(row.cache, keys[row.path]) for row in clips.itertuples()]
     waiting = clips[clips["made"]]
-    with _spread(backend, scheduler):
-        order = "list" if backend == "ray" else "generator_unordered"  # ray's backend gives all at the end
+    with _parallel_backend(backend, scheduler):
+        order = "list" if backend == "ray" else "generator_unordered"  # ray returns everything at the end
         work = joblib.Parallel(jobs, return_as=order, batch_size=1)
-        done = work(joblib.delayed(_extract_to_file)(row.path, row.cache, keys[row.path], frames) for row in waiting.itertuples())
+        done = work(joblib.delayed(_extract_to_file)(row.path, row.cache, keys[row.path], frames)
+                    for row in waiting.itertuples())
         for _ in tqdm(done, total=len(waiting), desc="clips", unit="clip", disable=not progress):
             pass
     return clips
@@ -181,13 +190,13 @@ def _extract_to_file(path: Path, target: Path, key: str, frames: int) -> None:
 
 
 @cache
-def _finder() -> faces.FaceFinder:
+def _finder() -> detection.FaceFinder:
     """One for each process, so that its networks load once."""
-    return faces.FaceFinder()
+    return detection.FaceFinder()
 
 
 @contextmanager
-def _spread(backend: str, scheduler: str | None) -> Iterator[None]:
+def _parallel_backend(backend: str, scheduler: str | None) -> Iterator[None]:
     """Let joblib run on ``backend``; a client of the scheduler lives as long as the block."""
     if backend not in BACKENDS:
         raise ValueError(f"backend: expected one of {', '.join(BACKENDS)}, found {backend!r}")

@@ -1,7 +1,7 @@
 """How good a set of scores is, and how the scores of a clip's frames become one.
 
 Labels are 0 (REAL) and 1 (FAKE), probabilities are P(fake) in [0, 1]; both are one-dimensional and of one
-length. Anything else (NaN included) raises ValueError. This module needs numpy alone.
+length. Anything else (NaN included) raises ValueError. scikit-learn loads when a function first needs it.
 """
 
 from collections.abc import Callable
@@ -15,8 +15,8 @@ __all__ = [
     "confident_strategy",
     "equal_error_rate",
     "expected_calibration_error",
+    "fit_line",
     "log_loss",
-    "pool_logits_mean",
     "power_transform",
     "reliability",
     "sigmoid",
@@ -34,35 +34,31 @@ def log_loss(labels: ArrayLike, probabilities: ArrayLike, eps: float = 1e-15) ->
     Probabilities are clipped to [eps, 1 - eps] as Kaggle does, so one wrong certainty costs 34.5 nats.
     Answering 0.5 for every clip gives ln 2 = 0.693147.
     """
+    from sklearn import metrics
+
     labels, probabilities = _checked(labels, probabilities)
-    probabilities = np.clip(probabilities, eps, 1 - eps)
-    return float(-np.mean(np.log(np.where(labels == 1, probabilities, 1 - probabilities))))
+    return float(metrics.log_loss(labels, np.clip(probabilities, eps, 1 - eps), labels=[0, 1]))
 
 
 def auc(labels: ArrayLike, probabilities: ArrayLike) -> float:
     """Area under the ROC curve: the chance that a fake scores above a real, a tie counting one half.
 
-    Computed from ranks (Mann & Whitney 1947). Raises ValueError unless both classes are present.
+    Raises ValueError unless both classes are present.
     """
-    labels, probabilities = _checked(labels, probabilities, both_classes=True)
-    _, level, ties = np.unique(probabilities, return_inverse=True, return_counts=True)
-    ranks = (np.cumsum(ties) - (ties - 1) / 2)[level]
-    fakes = labels.sum()
-    reals = len(labels) - fakes
-    return float((ranks[labels == 1].sum() - fakes * (fakes + 1) / 2) / (fakes * reals))
+    from sklearn import metrics
+
+    return float(metrics.roc_auc_score(*_checked(labels, probabilities, both_classes=True)))
 
 
 def equal_error_rate(labels: ArrayLike, probabilities: ArrayLike) -> float:
     """The error rate, in [0, 1], at the threshold where false alarms equal misses.
 
-    The threshold takes each distinct score in turn; between two neighbouring points of the ROC curve both
-    rates are interpolated linearly, so the result is where the curve crosses the diagonal FPR = 1 - TPR.
-    Raises ValueError unless both classes are present.
+    Between two neighbouring points of the ROC curve both rates are interpolated linearly, so the result is
+    where the curve crosses the diagonal FPR = 1 - TPR. Raises ValueError unless both classes are present.
     """
-    labels, probabilities = _checked(labels, probabilities, both_classes=True)
-    thresholds, level = np.unique(-probabilities, return_inverse=True)
-    flagged = [np.bincount(level, labels == side, len(thresholds)).cumsum() for side in (0, 1)]
-    false_alarm, hit = (np.concatenate([[0.0], counts / counts[-1]]) for counts in flagged)
+    from sklearn import metrics
+
+    false_alarm, hit, _ = metrics.roc_curve(*_checked(labels, probabilities, both_classes=True), drop_intermediate=False)
     return float(np.interp(0.0, false_alarm - (1 - hit), false_alarm))
 
 
@@ -123,10 +119,15 @@ def bootstrap_interval(
     return float(low), float(high)
 
 
-def pool_logits_mean(probabilities: ArrayLike, eps: float = 1e-6) -> float:
-    """P(fake) of a clip from those of its frames: the sigmoid of the mean logit (clipped by eps first)."""
-    probabilities = np.clip(_frames(probabilities), eps, 1 - eps)
-    return float(1 / (1 + np.exp(-np.mean(np.log(probabilities) - np.log1p(-probabilities)))))
+def fit_line(labels: ArrayLike, logits: ArrayLike) -> tuple[float, float]:
+    """Scale and shift that make logits log odds, both classes weighted alike (Platt 1999)."""
+    from sklearn.linear_model import LogisticRegression
+
+    middle, spread = float(np.mean(logits)), max(float(np.std(logits)), 1e-6)
+    places = (np.asarray(logits, np.float64)[:, None] - middle) / spread
+    model = LogisticRegression(C=10.0, class_weight="balanced", tol=1e-8).fit(places, labels)
+    scale = float(model.coef_[0, 0] / spread)
+    return scale, float(model.intercept_[0]) - scale * middle
 
 
 def confident_strategy(probabilities: ArrayLike, threshold: float = 0.8) -> float:
@@ -136,7 +137,7 @@ def confident_strategy(probabilities: ArrayLike, threshold: float = 0.8) -> floa
     of 32; else the mean of the frames below 1 - threshold when they are more than 9 in 10; else the mean
     of all. The "11" was made for 32 frames and is scaled with their number.
     """
-    probabilities = _frames(probabilities)
+    probabilities = clip_frames(probabilities)
     frames = len(probabilities)
     fake, real = probabilities > threshold, probabilities < 1 - threshold
     if fake.sum() > frames // 2.5 and fake.sum() > 11 * frames / 32:
@@ -152,7 +153,7 @@ def power_transform(probabilities: ArrayLike, power: float = 0.65) -> float:
     With d = p - 0.5, a frame counts as 0.5 + sign(d) |d|^power, clipped to [0.01, 0.99], with the weight
     |d| + 1e-4. Frames that all say 0.7 give 0.8513.
     """
-    distance = _frames(probabilities) - 0.5
+    distance = clip_frames(probabilities) - 0.5
     sharpened = np.clip(0.5 + np.sign(distance) * np.abs(distance) ** power, 0.01, 0.99)
     return float(np.average(sharpened, weights=np.abs(distance) + 1e-4))
 
@@ -173,6 +174,6 @@ def _checked(labels: ArrayLike, probabilities: ArrayLike, both_classes: bool = F
     return labels, probabilities
 
 
-def _frames(probabilities: ArrayLike) -> np.ndarray:
+def clip_frames(probabilities: ArrayLike) -> np.ndarray:
     probabilities = np.asarray(probabilities, np.float64)
     return _checked(np.zeros(probabilities.shape), probabilities)[1]

@@ -18,9 +18,13 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from . import __version__, explain, faces, networks, video, voice
+from . import __version__, explain
 from .detector import Detector, Verdict
 from .extraction import FRAMES, listen, look
+from .face import framing
+from .media import sound, video
+from .voice import networks as voice_networks
+from .voice import signal as voice_signal
 
 SAMPLED = 3 * FRAMES  # frames of a curve: an odd multiple, so that those of the verdict are among them
 SHOWN = 3  # most suspicious frames of a person, and as many of the least
@@ -40,7 +44,6 @@ class Zone:
     name: str
     sign: str
     style: str
-
 
 ZONES = (Zone(0.8, "Likely fake", "▲", "fake"), Zone(0.2, "Uncertain", "◆", "unsure"), Zone(0.0, "No sign found", "●", "none"))
 UNKNOWN = Zone(math.nan, "Cannot tell: no face, no voice", "?", "unknown")
@@ -147,25 +150,25 @@ def study(path: str | Path, detector: Detector) -> Study:
     clip, warnings = look(path, SAMPLED)
     samples, unheard = listen(path, rate)
     warnings = warnings + unheard
-    found = faces.extract_faces(clip.images, detector.finder, rows=len(clip.images)) if clip else []
-    seen = [detector.see(person.images) for person in found]
-    heard = detector.hear(path, samples, rate, warnings)
-    kept = np.resize(video.spread(len(clip.images), FRAMES), FRAMES) if clip else np.zeros(0, int)
+    found = framing.extract_faces(clip.images, detector.finder, rows=len(clip.images)) if clip else []
+    seen = [detector.face_outputs(person.images) for person in found]
+    heard = detector.voice_outputs(path, samples, rate, warnings)
+    kept = np.resize(video.evenly_spread(len(clip.images), FRAMES), FRAMES) if clip else np.zeros(0, int)
     parts = [_rows(person, kept) for person in found], [{name: x[kept] for name, x in outputs.items()} for outputs in seen]
     rarer = copy.copy(detector)
     rarer.prior = RARE
-    rare = rarer.judge(path, clip, *parts, heard, []).probability
-    verdict = detector.judge(path, clip, *parts, heard, warnings)
+    rare = rarer.combine(path, clip, *parts, heard, []).probability
+    verdict = detector.combine(path, clip, *parts, heard, warnings)
     return Study(path, verdict, rare, detector.prior, clip, _people(detector, verdict, found, seen), kept,
                  _voice(detector, samples, heard), detector.digests)
 
 
-def _rows(person: faces.FaceCrops, rows: np.ndarray) -> faces.FaceCrops:
+def _rows(person: framing.FaceCrops, rows: np.ndarray) -> framing.FaceCrops:
     return replace(person, images=person.images[rows], boxes=person.boxes[rows], frame_indices=person.frame_indices[rows],
                    sources=[person.sources[row] for row in rows])
 
 
-def _people(detector: Detector, verdict: Verdict, found: list[faces.FaceCrops], seen: list[dict]) -> list[Person]:
+def _people(detector: Detector, verdict: Verdict, found: list[framing.FaceCrops], seen: list[dict]) -> list[Person]:
     """The tracked people; none where no face was found."""
     shares = [track["probability"] for track in verdict.tracks]
     people = []
@@ -175,7 +178,7 @@ def _people(detector: Detector, verdict: Verdict, found: list[faces.FaceCrops], 
         order = [int(frame) for frame in np.argsort(-scores) if known[frame]]
         most, least = order[:SHOWN], order[::-1][: min(SHOWN, max(len(order) - SHOWN, 0))]
         shown = most + least
-        maps = explain.grad_cam(detector.face, detector.fitted(person.images[shown])) if shown else []
+        maps = explain.grad_cam(detector.face, detector.resized(person.images[shown])) if shown else []
         decides = not math.isnan(share) and share == np.nanmax(shares)
         if shown:
             people.append(Person(f"Person {'ABCD'[number]}", share, decides, person.images, person.boxes, scores,
@@ -188,11 +191,11 @@ def _voice(detector: Detector, recorded: np.ndarray, heard: dict | None) -> Voic
     if heard is None:
         return None
     rate = detector.voice_rate
-    samples, start_s = voice.canonical_from(recorded, rate)
-    windows = voice.network_windows(recorded, rate, reference=rate == voice.REFERENCE_RATE)
-    starts = voice.window_starts(len(samples), windows.shape[1])
-    levels = voice.log_power(samples, rate, explain.FFT_LENGTH, explain.HOP)[0]
-    bands = networks.filter_bank("mel", BANDS, rate, explain.FFT_LENGTH).T
+    samples, start_s = voice_signal.canonical_from(recorded, rate)
+    windows = voice_signal.network_windows(recorded, rate, reference=rate == sound.REFERENCE_RATE)
+    starts = voice_signal.window_starts(len(samples), windows.shape[1])
+    levels = voice_signal.log_power(samples, rate, explain.FFT_LENGTH, explain.HOP)[0]
+    bands = voice_networks.filter_bank("mel", BANDS, rate, explain.FFT_LENGTH).T
     bands /= bands.sum(axis=1, keepdims=True)
     sensitive = np.zeros_like(levels)
     for start, found in zip(starts, explain.saliency(detector.voice, windows), strict=True):
@@ -278,7 +281,7 @@ def facts(found: Study) -> dict[str, str]:
 
 def _sound(found: Study) -> str:
     readable = found.clip or found.voice
-    return (voice.sound_format(found.path) or "no sound track") if readable else "unknown: the file cannot be read"
+    return (sound.sound_format(found.path) or "no sound track") if readable else "unknown: the file cannot be read"
 
 
 def left_out(found: Study) -> list[str]:

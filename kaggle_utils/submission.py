@@ -12,7 +12,7 @@ from pathlib import Path
 import pandas as pd
 from tqdm.auto import tqdm
 
-from .dataset import file_stamp
+from .datasets.dfdc import file_stamp
 
 HEADER = ["filename", "label"]
 FRAME_LADDER = (10, 6, 3)  # frames read of a clip; the time guard steps down

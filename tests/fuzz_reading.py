@@ -22,7 +22,7 @@ from imageio_ffmpeg import get_ffmpeg_exe, get_ffmpeg_version
 from tqdm.auto import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from kaggle_utils import isolation, video, voice
+from kaggle_utils.media import isolation, sound, video
 
 PICTURE = ("-f", "lavfi", "-i", "testsrc2=s=64x48:r=10:d=0.8")
 SOUND = ("-f", "lavfi", "-i", "anoisesrc=d=0.8:r=16000:a=0.3")
@@ -87,12 +87,12 @@ def read(path: Path) -> tuple[str, str]:
     except video.UnreadableClip as error:
         picture = next((reason for reason in CONTAINED if reason in error.reason), "refused")
     try:
-        samples = voice.read_voice(path)
+        samples = sound.read_voice(path)
         assert samples is None or (samples.dtype == np.float32 and samples.ndim == 1 and np.abs(samples).max() <= 1)
-        sound = "none" if samples is None else "read"
+        voice = "none" if samples is None else "read"
     except video.UnreadableClip as error:
-        sound = next((reason for reason in CONTAINED if reason in error.reason), "refused")
-    return picture, sound
+        voice = next((reason for reason in CONTAINED if reason in error.reason), "refused")
+    return picture, voice
 
 
 def fuzz(count: int, seed: int, seconds: float = 0.0, kept: Path | None = None) -> tuple[Counter, list[float]]:

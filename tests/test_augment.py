@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from keras import ops
 
-from kaggle_utils import augment
+from kaggle_utils.face import augment, compression, landmarks
 
 SIZE = 224
 
@@ -42,7 +42,7 @@ def drawn_face(count=4, size=SIZE, seed=0):
 
 
 def masks_of(points, shape="hull", count=4):
-    return np.repeat(augment.face_mask(points, shape, SIZE)[None, ..., None], count, 0).astype("float32") / 255
+    return np.repeat(landmarks.face_mask(points, shape, SIZE)[None, ..., None], count, 0).astype("float32") / 255
 
 
 def numpy(x):
@@ -53,10 +53,10 @@ def draws(count=4, seed=0):
     return augment.Draws(count, keras.random.SeedGenerator(seed))
 
 
-@pytest.mark.parametrize("shape", [*augment.MASK_SHAPES, "raised_components"])
+@pytest.mark.parametrize("shape", [*landmarks.MASK_SHAPES, "raised_components"])
 def test_mask_shapes_lie_inside_the_hull(shape):
     points = drawn_landmarks()
-    mask, hull = augment.face_mask(points, shape, SIZE), augment.face_mask(points, "hull", SIZE)
+    mask, hull = landmarks.face_mask(points, shape, SIZE), landmarks.face_mask(points, "hull", SIZE)
     assert set(np.unique(mask)) == {0, 255}
     assert 0 < (mask > 0).sum() <= (hull > 0).sum() * 1.001
 
@@ -127,7 +127,7 @@ def test_an_empty_mask_leaves_the_crop_as_it_is():
 @pytest.mark.parametrize("quality", [35, 60, 90])
 def test_jpeg_does_what_opencv_does(quality):
     image = np.rint(drawn_face(1, seed=3))
-    ours = numpy(augment.jpeg(image, np.full((1, 1, 1, 1), quality, "float32")))[0]
+    ours = numpy(compression.jpeg(image, np.full((1, 1, 1, 1), quality, "float32")))[0]
     options = [cv2.IMWRITE_JPEG_QUALITY, quality,
                cv2.IMWRITE_JPEG_SAMPLING_FACTOR, cv2.IMWRITE_JPEG_SAMPLING_FACTOR_420]
     encoded = cv2.imencode(".jpg", image[0, ..., ::-1].astype("uint8"), options)[1]

@@ -10,7 +10,9 @@ import numpy as np
 import pytest
 
 from conftest import ROOT
-from kaggle_utils import Detector, platform, voice
+from kaggle_utils import Detector
+from kaggle_utils.kaggle import paths
+from kaggle_utils.media import sound
 
 # P(fake) that the shipped weights, named by their fingerprint, give to `drawn_crops` and `drawn_voice`
 KNOWN = {"fingerprint": "00a1723faa104a7f", "crops": [0.2608, 0.3231], "voice": 0.9376}
@@ -18,8 +20,8 @@ KNOWN = {"fingerprint": "00a1723faa104a7f", "crops": [0.2608, 0.3231], "voice": 
 SCORE = """
 import json, sys
 import numpy as np
-from kaggle_utils import networks
-network = networks.load_branch(sys.argv[1], "face")
+from kaggle_utils import storage
+network = storage.load_branch(sys.argv[1], "face")
 crops = np.random.default_rng(0).uniform(0, 255, (2, 224, 224, 3)).astype("float32")
 crops[1] = crops[1].mean((1, 2), keepdims=True)
 print(json.dumps(np.ravel(np.asarray(network.predict_on_batch(crops)["logit"])).tolist()))
@@ -37,7 +39,7 @@ def logits(folder, backend) -> np.ndarray:
 def test_another_backend_gives_the_same_scores_as_tensorflow(backend):
     if find_spec(backend) is None:
         pytest.skip(f"{backend} is not installed")
-    folder = platform.models_folder()
+    folder = paths.models_folder()
     theirs, ours = (1 / (1 + np.exp(-logits(folder, name))) for name in (backend, "tensorflow"))
     np.testing.assert_allclose(theirs, ours, atol=1e-3)
 
@@ -51,7 +53,7 @@ def drawn_crops() -> np.ndarray:
 
 def drawn_voice() -> np.ndarray:
     """Four seconds of gliding harmonics that swell and fade, float32."""
-    t = np.arange(4 * voice.SAMPLE_RATE) / voice.SAMPLE_RATE
+    t = np.arange(4 * sound.SAMPLE_RATE) / sound.SAMPLE_RATE
     phase = 2 * np.pi * (120 * t + 5 * np.sin(2 * np.pi * t))
     return (sum(np.sin(k * phase) / k for k in range(1, 20)) * (0.2 + 0.1 * np.sin(2 * np.pi * 3 * t))).astype(np.float32)
 
@@ -60,6 +62,6 @@ def test_every_release_of_keras_gives_the_known_scores():
     """The same figures hold in `make test` and in `make test-kaggle`, on the oldest releases allowed."""
     detector = Detector.load()
     found = {"fingerprint": detector.fingerprint, "crops": detector.score_faces(drawn_crops(), framed=True).tolist(),
-             "voice": detector.score_voice(drawn_voice(), voice.SAMPLE_RATE)}
+             "voice": detector.score_voice(drawn_voice(), sound.SAMPLE_RATE)}
     assert found["fingerprint"] == KNOWN["fingerprint"], f"the weights are new: note what they say in KNOWN: {found}"
     assert found["crops"] == pytest.approx(KNOWN["crops"], abs=1e-3) and found["voice"] == pytest.approx(KNOWN["voice"], abs=1e-3)

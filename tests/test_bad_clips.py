@@ -19,9 +19,13 @@ import pytest
 from fuzz_reading import OLD_FFMPEG
 from imageio_ffmpeg import get_ffmpeg_exe
 
-from kaggle_utils import dataset, fusion, networks
+from kaggle_utils import blocks
+from kaggle_utils.datasets import dfdc
 from kaggle_utils.detector import Detector
+from kaggle_utils.face import networks as face_networks
+from kaggle_utils.fusion import rules
 from kaggle_utils.submission import problems_of
+from kaggle_utils.voice import networks as voice_networks
 
 Maker = Callable[[Path, Path], None]  # (file to make, folder of sources)
 FACE, PART, NOTHING = "a face", "no face", "nothing"  # what is seen
@@ -275,7 +279,7 @@ def sources(tmp_path_factory, miniature) -> Path:
 
     folder = tmp_path_factory.mktemp("sources")
     cv2.imwrite(str(folder / "portrait.png"), astronaut()[..., ::-1])
-    clip = dataset.clips_to_score(miniature)["path"].iloc[0]  # a plain one
+    clip = dfdc.clips_to_score(miniature)["path"].iloc[0]  # a plain one
     ffmpeg("-i", clip, "-t", 1.2, "-r", 10, "-vf", "scale=-2:240", "-bf", 0, "-movflags", "+faststart", folder / "face.mp4")
     copied()(folder / "index last.mp4", folder)
     copied()(folder / "face.mkv", folder)
@@ -289,9 +293,10 @@ def sources(tmp_path_factory, miniature) -> Path:
 @pytest.fixture(scope="module")
 def detector() -> Detector:
     """Small untrained networks."""
-    calibration = fusion.Calibration({}, (0.01, 0.99))
-    face, voice = (networks.with_head(branch) for branch in (networks.mesoinception4(64), networks.voice_inception(width=8)))
-    return Detector(face, voice, fusion.NoisyOr(calibration, voice_share=0.3), calibration)
+    calibration = rules.Calibration({}, (0.01, 0.99))
+    branches = face_networks.mesoinception4(64), voice_networks.voice_inception(width=8)
+    face, voice = (blocks.with_head(branch) for branch in branches)
+    return Detector(face, voice, rules.NoisyOr(calibration, voice_share=0.3), calibration)
 
 
 @pytest.fixture(scope="module")

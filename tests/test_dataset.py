@@ -6,12 +6,13 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from kaggle_utils import dataset
-from kaggle_utils.platform import research_data
+from kaggle_utils.datasets import dfdc
+from kaggle_utils.face import data as face_data
+from kaggle_utils.kaggle.paths import research_data
 
 
 @pytest.fixture
-def dfdc(tmp_path):
+def layout(tmp_path):
     """A data set in DFDC's layout, with empty files for clips."""
     train, test = tmp_path / "train_sample_videos", tmp_path / "test_videos"
     for folder in (train, test):
@@ -26,72 +27,72 @@ def dfdc(tmp_path):
     return tmp_path
 
 
-def test_read_dfdc_groups_a_fake_with_its_original(dfdc):
-    clips = dataset.read_dfdc(dfdc)
+def test_read_dfdc_groups_a_fake_with_its_original(layout):
+    clips = dfdc.read_dfdc(layout)
     assert clips["label"].tolist() == ["REAL", "FAKE"]
     assert clips["group"].tolist() == ["aaaaaaaaaa.mp4"] * 2
 
 
-def test_rows_follow_the_sample_submission_also_for_a_missing_clip(dfdc):
-    clips = dataset.clips_to_score(dfdc)
+def test_rows_follow_the_sample_submission_also_for_a_missing_clip(layout):
+    clips = dfdc.clips_to_score(layout)
     assert clips["filename"].tolist() == ["zz.mp4", "yy.mp4", "missing.mp4"]
     assert clips["label"].isna().all()
 
 
-def test_a_flat_folder_takes_every_clip_and_its_labels(dfdc):
-    flat = dfdc / "test_videos"
+def test_a_flat_folder_takes_every_clip_and_its_labels(layout):
+    flat = layout / "test_videos"
     (flat / "metadata.json").write_text(json.dumps({"zz.mp4": {"label": "FAKE"}}))
-    clips = dataset.clips_to_score(flat)
+    clips = dfdc.clips_to_score(flat)
     assert clips["filename"].tolist() == ["yy.mp4", "zz.mp4"]
-    assert clips["label"].tolist()[1] == dataset.FAKE and np.isnan(clips["label"].iloc[0])
+    assert clips["label"].tolist()[1] == dfdc.FAKE and np.isnan(clips["label"].iloc[0])
 
 
 @pytest.mark.parametrize("name", ["../secret.mp4", "/etc/passwd", "a/b.mp4", "..", "", "c\\d.mp4", "e\0f.mp4"])
-def test_metadata_cannot_leave_the_folder(dfdc, name):
-    (dfdc / "train_sample_videos" / "metadata.json").write_text(json.dumps({name: {"label": "REAL"}}))
+def test_metadata_cannot_leave_the_folder(layout, name):
+    (layout / "train_sample_videos" / "metadata.json").write_text(json.dumps({name: {"label": "REAL"}}))
     with pytest.raises(ValueError, match="plain file names"):
-        dataset.read_dfdc(dfdc)
+        dfdc.read_dfdc(layout)
 
 
-def test_a_sample_submission_that_points_outside_keeps_its_row_without_a_path(dfdc):
-    (dfdc / "sample_submission.csv").write_text("filename,label\n../zz.mp4,0.5\n")
-    assert dataset.clips_to_score(dfdc)["path"].tolist() == [None]
+def test_a_sample_submission_that_points_outside_keeps_its_row_without_a_path(layout):
+    (layout / "sample_submission.csv").write_text("filename,label\n../zz.mp4,0.5\n")
+    assert dfdc.clips_to_score(layout)["path"].tolist() == [None]
 
 
 @pytest.mark.parametrize("content", ["[1]", "not json", '{"a.mp4": 3}'])
-def test_broken_metadata_names_the_file(dfdc, content):
-    (dfdc / "train_sample_videos" / "metadata.json").write_text(content)
+def test_broken_metadata_names_the_file(layout, content):
+    (layout / "train_sample_videos" / "metadata.json").write_text(content)
     with pytest.raises(ValueError, match=r"metadata\.json"):
-        dataset.read_dfdc(dfdc)
+        dfdc.read_dfdc(layout)
 
 
 def test_a_file_s_stamp_changes_with_it_and_is_none_where_no_file_can_be(tmp_path):
     clip = tmp_path / "clip.mp4"
     clip.write_bytes(b"one")
-    before = dataset.file_stamp(clip)
+    before = dfdc.file_stamp(clip)
     assert before == [3, clip.stat().st_mtime_ns]
     clip.write_bytes(b"other")
-    assert dataset.file_stamp(clip) != before
-    assert [dataset.file_stamp(path) for path in (None, tmp_path / "none.mp4", tmp_path / ("x" * 300))] == [None] * 3
+    assert dfdc.file_stamp(clip) != before
+    assert [dfdc.file_stamp(path) for path in (None, tmp_path / "none.mp4", tmp_path / ("x" * 300))] == [None] * 3
 
 
 def test_an_empty_folder_is_an_error(tmp_path):
     with pytest.raises(FileNotFoundError, match="expected clips"):
-        dataset.clips_to_score(tmp_path)
+        dfdc.clips_to_score(tmp_path)
 
 
 def test_split_by_part_refuses_an_original_on_two_sides():
     table = pd.DataFrame({"part": [9, 45, 48], "group": ["a", "b", "c"]})
-    assert dataset.split_by_part(table)["split"].tolist() == ["train", "validation", "test"]
+    assert face_data.split_by_part(table)["split"].tolist() == ["train", "validation", "test"]
     with pytest.raises(ValueError, match="one side"):
-        dataset.split_by_part(table.assign(group="a"))
+        face_data.split_by_part(table.assign(group="a"))
 
 
 def test_real_face_table_splits_by_original():
     folder = research_data("dfdc_faces")
     if folder is None:
         pytest.skip("needs the DFDC face crops: set DEEPFAKE_DATA to the folder that holds dfdc_faces")
-    table = dataset.split_by_part(dataset.read_face_table(folder))
+    table = face_data.split_by_part(face_data.read_face_table(folder))
     assert table.groupby("label").size().to_dict() == {0: 13494, 1: 24728}
     assert (table.groupby("group")["split"].nunique() == 1).all()
-    assert dataset.is_unaltered(table).sum() == 586
+    assert face_data.is_unaltered(table).sum() == 586

@@ -14,10 +14,14 @@ import pandas as pd
 import pytest
 from imageio_ffmpeg import get_ffmpeg_exe
 
-from kaggle_utils import Detector, Verdict, dataset, extraction, faces, fusion, video
+from kaggle_utils import Detector, Verdict, extraction
 from kaggle_utils.__main__ import draw, summary
+from kaggle_utils.datasets import dfdc
+from kaggle_utils.datasets.miniature import clip_facts
 from kaggle_utils.detector import checked_digests
-from kaggle_utils.miniature import clip_facts
+from kaggle_utils.face import framing
+from kaggle_utils.fusion import rules
+from kaggle_utils.media import video
 
 
 @pytest.fixture(scope="module")
@@ -27,7 +31,7 @@ def detector():
 
 @pytest.fixture(scope="module")
 def clips(miniature):
-    return dataset.clips_to_score(miniature)
+    return dfdc.clips_to_score(miniature)
 
 
 def outputs(logit, rows=10):
@@ -40,15 +44,15 @@ def test_a_verdict_is_json_ready():
 
 
 def test_noisy_or_gives_the_whole_prior_to_what_is_there():
-    join = fusion.NoisyOr(fusion.Calibration({}, (0, 1)), voice_share=0.1)
+    fuse = rules.NoisyOr(rules.Calibration({}, (0, 1)), voice_share=0.1)
     seen, unseen = np.ones(10, bool), np.zeros(10, bool)
     for prior in (0.1, 0.5):
-        assert join(outputs(0.0), unseen, None, prior) == pytest.approx(prior)
-        assert join(outputs(0.0), seen, outputs(0.0), prior) == pytest.approx(prior)
-        assert join(outputs(3.0), seen, None, prior) == pytest.approx(fusion.sigmoid(3 + fusion.log_odds(prior)))
-        assert join(outputs(0.0), unseen, outputs(-2.0), prior) == pytest.approx(fusion.sigmoid(fusion.log_odds(prior) - 2))
-    assert join(outputs(-5.0), seen, outputs(8.0), 0.5) > 0.9
-    assert join(outputs(-5.0), seen, outputs(-8.0), 0.5) < 0.05
+        assert fuse(outputs(0.0), unseen, None, prior) == pytest.approx(prior)
+        assert fuse(outputs(0.0), seen, outputs(0.0), prior) == pytest.approx(prior)
+        assert fuse(outputs(3.0), seen, None, prior) == pytest.approx(rules.sigmoid(3 + rules.log_odds(prior)))
+        assert fuse(outputs(0.0), unseen, outputs(-2.0), prior) == pytest.approx(rules.sigmoid(rules.log_odds(prior) - 2))
+    assert fuse(outputs(-5.0), seen, outputs(8.0), 0.5) > 0.9
+    assert fuse(outputs(-5.0), seen, outputs(-8.0), 0.5) < 0.05
 
 
 def test_every_kind_of_clip_is_scored(detector, clips, miniature):
@@ -173,7 +177,7 @@ def test_the_prior_moves_the_answer_the_right_way(detector, clips):
 
 
 def test_the_study_s_networks_can_be_chosen(clips):
-    from kaggle_utils.platform import models_folder
+    from kaggle_utils.kaggle.paths import models_folder
 
     verdict = Detector.load(models_folder() / "reference").predict(clips["path"].iloc[0])
     assert 0 <= verdict.probability <= 1
@@ -182,7 +186,7 @@ def test_the_study_s_networks_can_be_chosen(clips):
 @pytest.fixture
 def weights(tmp_path):
     """A copy of the study's weights with their list of hashes."""
-    from kaggle_utils.platform import models_folder
+    from kaggle_utils.kaggle.paths import models_folder
 
     return Path(shutil.copytree(models_folder() / "reference", tmp_path / "weights"))
 
@@ -213,18 +217,18 @@ def test_a_folder_without_a_list_is_not_checked(weights):
 
 def test_real_and_fake_are_the_right_way_round(detector, real_clips):
     scores = {row.filename: detector.predict(row.path).probability
-              for row in dataset.clips_to_score(real_clips).itertuples()}
+              for row in dfdc.clips_to_score(real_clips).itertuples()}
     assert scores["hsbwhlolsn.mp4"] < 0.2 and scores["rtpbawlmxr.mp4"] > 0.8
 
 
 @pytest.mark.parametrize("name", ["hsbwhlolsn.mp4", "rtpbawlmxr.mp4"])
 def test_the_score_does_not_hang_on_the_framing(detector, real_clips, name):
     frames = video.read_frames(real_clips / name, 4).images
-    person = faces.extract_faces(frames, detector.finder, rows=4)[0]
+    person = framing.extract_faces(frames, detector.finder, rows=4)[0]
 
     def probability(right: float, down: float) -> float:
         moved = person.boxes + np.array([right, down, 0, 0]) * person.boxes[:, 2:3]
-        crops = [faces.cut(frames[index], box) for index, box in zip(person.frame_indices, moved, strict=True)]
+        crops = [framing.cut(frames[index], box) for index, box in zip(person.frame_indices, moved, strict=True)]
         return float(np.mean(detector.score_faces(np.stack(crops), framed=True)))
 
     still = probability(0, 0)

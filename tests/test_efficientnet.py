@@ -9,12 +9,13 @@ from collections import OrderedDict
 import numpy as np
 import pytest
 
-from kaggle_utils import efficientnet, networks
+from kaggle_utils import blocks, storage
+from kaggle_utils.face import efficientnet
 
 
 @pytest.fixture(scope="module")
 def network():
-    return networks.with_head(efficientnet.efficientnet_lite(64, variant=0))
+    return blocks.with_head(efficientnet.efficientnet_lite(64, variant=0))
 
 
 def test_size_is_that_of_the_paper(network):
@@ -28,9 +29,9 @@ def test_channels_are_rounded_as_published():
 
 
 def test_scores_survive_saving(network, tmp_path):
-    networks.save_network(network, tmp_path / "lite.keras", "float32")
+    storage.save_network(network, tmp_path / "lite.keras", "float32")
     faces = np.random.default_rng(0).uniform(0, 255, (2, 80, 80, 3)).astype("float32")
-    again = networks.load_network(tmp_path / "lite.keras")
+    again = storage.load_network(tmp_path / "lite.keras")
     np.testing.assert_allclose(again.predict(faces, verbose=0)["logit"], network.predict(faces, verbose=0)["logit"], atol=1e-5)
 
 

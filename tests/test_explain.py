@@ -1,4 +1,4 @@
-"""Heat maps are what they say: slopes against finite differences, on both backends, and heat where a face was altered."""
+"""Heat maps are what they say: gradients against finite differences, on both backends, and heat where a face was altered."""
 
 import os
 import subprocess
@@ -9,20 +9,24 @@ import cv2
 import keras
 import numpy as np
 import pytest
+from helpers import clip_mask
 from keras import layers
 from scipy import signal
 
 from conftest import ROOT
-from kaggle_utils import explain, faces, networks, platform, video
-from kaggle_utils.miniature import blend_mask, clip_facts, clip_mask
-from kaggle_utils.vocoders import istft, stft
+from kaggle_utils import blocks, explain, storage
+from kaggle_utils.datasets.drawing import blend_mask
+from kaggle_utils.datasets.miniature import clip_facts
+from kaggle_utils.face import detection, framing
+from kaggle_utils.kaggle import paths
+from kaggle_utils.media import video
 
 RNG = np.random.default_rng(0)
 
 
 @pytest.fixture(scope="module")
 def face():
-    return networks.load_branch(platform.models_folder(), "face")
+    return storage.load_branch(paths.models_folder(), "face")
 
 
 def tiny_face() -> keras.Model:
@@ -34,23 +38,23 @@ def tiny_face() -> keras.Model:
     last = layers.Conv2D(4, 3, strides=3, name="last")(early)
     pooled = layers.Concatenate()([layers.GlobalAveragePooling2D()(last), side])
     outputs = {"embedding": layers.Dense(6, activation="tanh")(pooled), "side1": side}
-    return networks.with_head(keras.Model(pixels, outputs))
+    return blocks.with_head(keras.Model(pixels, outputs))
 
 
 def tiny_voice(length: int = 2048) -> keras.Model:
     keras.utils.set_random_seed(0)
     samples = keras.Input((length,))
     x = layers.Conv1D(8, 9, strides=4, activation="tanh")(layers.Reshape((length, 1))(samples))
-    return networks.with_head(keras.Model(samples, {"embedding": layers.GlobalAveragePooling1D()(x)}))
+    return blocks.with_head(keras.Model(samples, {"embedding": layers.GlobalAveragePooling1D()(x)}))
 
 
 def logits(network: keras.Model, batch: np.ndarray) -> np.ndarray:
     return keras.ops.convert_to_numpy(network(np.asarray(batch, np.float32), training=False)["logit"])[:, 0].astype(float)
 
 
-def test_slopes_are_finite_differences():
+def test_gradients_are_finite_differences():
     network, batch = tiny_voice(), RNG.normal(0, 1, (2, 2048))
-    found = explain.slopes(lambda samples: network(samples)["logit"], batch)
+    found = explain.gradients(lambda samples: network(samples)["logit"], batch)
     for place in (3, 700, 2000):
         step = np.zeros(2048)
         step[place] = 0.05
@@ -79,19 +83,19 @@ def test_grad_cam_of_averaged_networks_is_the_mean_of_theirs():
     first, second = tiny_face(), tiny_face()
     second.get_layer("logit").kernel.assign(-2 * second.get_layer("logit").kernel)
     crops = RNG.uniform(0, 255, (3, 16, 16, 3))
-    found = explain.grad_cam(networks.averaged(first, second), crops)
+    found = explain.grad_cam(storage.averaged(first, second), crops)
     np.testing.assert_allclose(found, (explain.grad_cam(first, crops) + explain.grad_cam(second, crops)) / 2, rtol=1e-5)
 
 
 def test_saliency_is_what_a_louder_patch_adds_by_finite_differences():
     network, samples = tiny_voice(), RNG.normal(0, 1, (1, 2048)).astype(np.float32)
     found = explain.saliency(network, samples)[0]
-    spectrum = stft(samples[0], explain.FFT_LENGTH, explain.HOP)
+    spectrum = explain.stft(samples[0])
     assert found.shape == spectrum.shape
     for bands, times in ((slice(0, 40), slice(5, 9)), (slice(60, 150), slice(7, 12)), (slice(0, 257), slice(6, 11))):
         patch = np.zeros_like(spectrum)
         patch[bands, times] = spectrum[bands, times]
-        step = 0.05 * istft(patch, explain.FFT_LENGTH, explain.HOP, 2048)
+        step = 0.05 * explain.istft(patch, 2048)
         expected = (logits(network, samples + step) - logits(network, samples - step))[0] / 0.1
         assert found[bands, times].sum() == pytest.approx(expected, rel=0.03, abs=1e-4)
 
@@ -120,7 +124,7 @@ def test_the_same_on_jax():
 def test_another_backend_is_named(monkeypatch):
     monkeypatch.setattr(keras.backend, "backend", lambda: "torch")
     with pytest.raises(RuntimeError, match="found the backend 'torch'"):
-        explain.slopes(lambda x: x, np.zeros((1, 2)))
+        explain.gradients(lambda x: x, np.zeros((1, 2)))
 
 
 def test_overlay_brightens_and_outlines_what_is_hot():
@@ -148,13 +152,13 @@ def test_heat_lies_on_the_altered_part_of_miniature_faces(miniature, face):
         if facts["fake_face"] is None:
             continue
         clip = video.read_frames(path, 10)
-        for image, index in zip(clip.images, video.spread(clip.info.frame_count, 10), strict=True):
+        for image, index in zip(clip.images, video.evenly_spread(clip.info.frame_count, 10), strict=True):
             x, y, _, height, _ = facts["faces"][facts["fake_face"]][index]
             side = 2.4 * height
             box = np.array([x - side / 2, y - side / 2, side, side])
-            crops.append(faces.cut(image, box))
+            crops.append(framing.cut(image, box))
             mask = clip_mask(miniature, path.name, index)
-            masks.append(faces.cut(np.repeat((255 * mask[..., None]).astype(np.uint8), 3, axis=2), box)[..., 0] / 255)
+            masks.append(framing.cut(np.repeat((255 * mask[..., None]).astype(np.uint8), 3, axis=2), box)[..., 0] / 255)
     inside, area = shares(face, np.stack(crops[:50]), np.stack(masks[:50]))
     print(f"{len(inside)} of 50 crops with heat: {inside.mean():.3f} of it inside the mask, which covers {area.mean():.3f}")
     assert len(inside) >= 25
@@ -165,14 +169,14 @@ def test_heat_lies_on_the_face_of_a_real_fake(real_clips, face):
     """The face: the ellipse in MTCNN's box, against its share of a crop that shows as much again around it."""
     clip = video.read_frames(real_clips / "rtpbawlmxr.mp4", 10)
     crops, masks = [], []
-    for image, found in zip(clip.images, faces.FaceFinder()(clip.images), strict=True):
+    for image, found in zip(clip.images, detection.FaceFinder()(clip.images), strict=True):
         x, y, width, height = found[0].box
         side = 1.5 * height
         box = np.array([x + width / 2 - side / 2, y + height / 2 - side / 2, side, side])
         ellipse = (x + width / 2, y + height / 2, width / 2, height / 2, 0)
-        crops.append(faces.cut(image, box))
+        crops.append(framing.cut(image, box))
         mask = blend_mask(*image.shape[:2], ellipse)
-        masks.append(faces.cut(np.repeat((255 * mask[..., None]).astype(np.uint8), 3, axis=2), box)[..., 0] / 255)
+        masks.append(framing.cut(np.repeat((255 * mask[..., None]).astype(np.uint8), 3, axis=2), box)[..., 0] / 255)
     inside, area = shares(face, np.stack(crops), np.stack(masks))
     print(f"{len(inside)} of 10 crops with heat: {inside.mean():.3f} of it on the face, which covers {area.mean():.3f}")
     assert len(inside) >= 8 and inside.mean() > 0.6 and (inside > area).all()

@@ -12,8 +12,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from kaggle_utils import extraction, faces
+from kaggle_utils import extraction
 from kaggle_utils.__main__ import main
+from kaggle_utils.face import detection
 
 CLIPS = 6
 
@@ -42,7 +43,7 @@ def contents(cache: Path) -> dict[str, bytes]:
 
 def test_a_cached_clip_is_what_was_extracted(folder, serial):
     path = sorted(folder.glob("*.mp4"))[0]
-    fresh, cached = extraction.extract(path, faces.FaceFinder()), extraction.load_extract(serial / f"{path.name}.npz")
+    fresh, cached = extraction.extract(path, detection.FaceFinder()), extraction.load_extract(serial / f"{path.name}.npz")
     assert len(fresh.people) == len(cached.people) >= 1
     for one, other in zip(fresh.people, cached.people, strict=True):
         np.testing.assert_array_equal(one.images, other.images)

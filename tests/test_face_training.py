@@ -9,9 +9,14 @@ import pytest
 from keras import ops
 from test_augment import drawn_landmarks
 
-from kaggle_utils import augment, dataset, face_data, face_evaluation, face_training, metrics, networks, platform, training
-from kaggle_utils.face_data import Faces
-from kaggle_utils.face_training import FaceSettings
+from kaggle_utils import metrics, storage, training
+from kaggle_utils.face import data as face_data
+from kaggle_utils.face import evaluation as face_evaluation
+from kaggle_utils.face import landmarks
+from kaggle_utils.face import training as face_training
+from kaggle_utils.face.data import Faces
+from kaggle_utils.face.training import FaceSettings
+from kaggle_utils.kaggle import paths
 
 SIZE = 32
 TINY = FaceSettings(name="tiny", network="mesoinception4", size=SIZE, epochs=3, batch_size=4, learning_rate=1e-2,
@@ -102,7 +107,7 @@ def test_run_learns_and_saves(faces, tmp_path):
     assert len(run.history) == 10 and run.history["loss"].iloc[-1] < run.history["loss"].iloc[0]
     assert list(run.scores["stem"]) == list(faces.table["stem"][faces.rows("validation")])
     assert not (tmp_path / "tiny.checkpoint.npz").exists()
-    again = networks.load_network(tmp_path / "tiny.keras")
+    again = storage.load_network(tmp_path / "tiny.keras")
     logits = face_evaluation.predict_logits(again, faces.crops[faces.rows("validation")], SIZE)
     np.testing.assert_allclose(logits, run.scores["logit"], atol=0.05)
 
@@ -167,7 +172,7 @@ def test_taught_loss_is_the_cross_entropy_with_the_teachers():
     pixels = keras.Input((8, 8, 3))
     logit = keras.layers.GlobalAveragePooling2D()(pixels)[:, :1]
     teacher = keras.Model(pixels, {"logit": logit})
-    layer = face_training.Taught([teacher], weight=2.0)
+    layer = face_training.DistillationLoss([teacher], weight=2.0)
     given = np.array([[0.3], [-1.0]], "float32")
     seen = np.stack([np.full((8, 8, 3), value, "float32") for value in (1.5, -0.5)])
     np.testing.assert_array_equal(ops.convert_to_numpy(layer(given, seen)), given)
@@ -177,24 +182,13 @@ def test_taught_loss_is_the_cross_entropy_with_the_teachers():
 
 
 def test_located_counts_reals_and_blended_but_no_other_fakes():
-    layer = face_training.Located(weight=1.0)
+    layer = face_training.LocalisationLoss(weight=1.0)
     grid, masks = np.zeros((4, 4, 4, 6), "float32"), np.zeros((4, 32, 32, 1), "float32")
     masks[3, :16] = 1
     labels = np.array([[0], [1], [0], [1]], "float32")  # the second is a fake of which nothing is known
     logit = np.zeros((4, 1), "float32")
     np.testing.assert_array_equal(ops.convert_to_numpy(layer(logit, grid, masks, labels)), logit)
     assert float(layer.losses[0]) == pytest.approx(np.log(2) * 3 / 4, rel=1e-4)
-
-
-def test_runs_are_averaged_weight_by_weight(faces, tmp_path):
-    nets = [face_training.build_face_network(TINY) for _ in range(2)]
-    paths = [tmp_path / f"run{i}.keras" for i in range(2)]
-    for network, path in zip(nets, paths, strict=True):
-        networks.save_network(network, path, "float32")
-    run = face_training.average_runs(replace(TINY, name="average"), paths, faces, tmp_path)
-    for mean, a, b in zip(run.network.get_weights(), *(net.get_weights() for net in nets), strict=True):
-        np.testing.assert_allclose(mean, (a + b) / 2, atol=1e-6)
-    assert (tmp_path / "average.validation.csv").is_file()
 
 
 def test_faces_wider_than_the_tight_framing_are_all_blended(faces):
@@ -207,14 +201,14 @@ def test_faces_wider_than_the_tight_framing_are_all_blended(faces):
 
 
 def test_real_frames_of_web_video_show_the_face_in_the_middle():
-    folder = platform.research_data("real_frames")
+    folder = paths.research_data("real_frames")
     if folder is None:
         pytest.skip("DEEPFAKE_DATA does not name the research data")
     frames = face_data.read_real_frames(folder)
     assert frames.crops.shape[1:] == (224, 224, 3) and frames.crops.dtype == np.uint8
     assert len(frames.crops) == len(frames.points) == len(frames.table) == len(frames.widths)
     middle = frames.points.mean(1)
-    assert (np.abs(middle - augment.mean_landmarks(224).mean(0)) < 30).all()
+    assert (np.abs(middle - landmarks.mean_landmarks(224).mean(0)) < 30).all()
     assert frames.table["group"].nunique() > 300
 
 
@@ -264,10 +258,10 @@ def test_evaluation_tells_sizes_and_unaltered_fakes_apart(faces):
 
 
 def test_research_faces_have_landmarks_and_a_clean_split():
-    folder = platform.research_data("dfdc_faces")
+    folder = paths.research_data("dfdc_faces")
     if folder is None:
         pytest.skip("DEEPFAKE_DATA does not name the research data")
-    table = dataset.split_by_part(dataset.read_face_table(folder))
+    table = face_data.split_by_part(face_data.read_face_table(folder))
     few = table[table["archive"] == table["archive"].min()].groupby("split").head(2).reset_index(drop=True)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(face_data, "read_face_table", lambda _: few)

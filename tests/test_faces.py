@@ -6,8 +6,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from kaggle_utils import faces, video
-from kaggle_utils.faces import REFERENCE, TIGHT, Detection, FaceFinder, Track
+from kaggle_utils.face import framing
+from kaggle_utils.face.detection import Detection, FaceFinder
+from kaggle_utils.face.framing import REFERENCE, TIGHT, Track
+from kaggle_utils.media import video
 
 GREY = np.full((108, 192, 3), 128, np.uint8)
 
@@ -37,25 +39,25 @@ class StubFinder:
     (540, 960, (150, 0, 660, 390)),
 ])
 def test_fallback_follows_the_figure(height, width, expected):
-    np.testing.assert_allclose(faces.fallback_box(height, width), expected)
+    np.testing.assert_allclose(framing.fallback_box(height, width), expected)
 
 
 def test_fallback_of_a_tiny_picture_is_not_empty():
-    assert faces.cut(np.zeros((2, 3, 3), np.uint8), faces.fallback_box(2, 3)).shape == (256, 256, 3)
+    assert framing.cut(np.zeros((2, 3, 3), np.uint8), framing.fallback_box(2, 3)).shape == (256, 256, 3)
 
 
 def test_tight_box_is_a_square_below_the_centre():
-    np.testing.assert_allclose(faces.tight_box(np.array([100, 200, 80, 100])), (100, 220, 80, 80))
+    np.testing.assert_allclose(framing.tight_box(np.array([100, 200, 80, 100])), (100, 220, 80, 80))
 
 
 def test_reference_box_is_clipped_without_shortening():
-    np.testing.assert_allclose(faces.reference_box(np.array([10, 100, 80, 90])), (0, 60, 160, 170))
+    np.testing.assert_allclose(framing.reference_box(np.array([10, 100, 80, 90])), (0, 60, 160, 170))
 
 
 def test_cut_repeats_the_border_and_keeps_a_square_square():
     image = np.zeros((100, 100, 3), np.uint8)
     image[:, :50], image[50:, :, 1] = (200, 0, 0), 90
-    crop = faces.cut(image, np.array([-100, -100, 200, 200]), size=200)
+    crop = framing.cut(image, np.array([-100, -100, 200, 200]), size=200)
     assert (crop[:100, :150] == (200, 0, 0)).all()  # everything left of and above the picture is its corner's colour
     assert (crop[160:, 160:] == (0, 90, 0)).all()
     assert (crop[110, 100:149, 0] == 200).all() and (crop[110, 151:, 0] == 0).all()
@@ -63,7 +65,7 @@ def test_cut_repeats_the_border_and_keeps_a_square_square():
 
 @pytest.mark.parametrize("side", [16, 256, 900])
 def test_cut_keeps_plain_colour_at_any_scale(side):
-    crop = faces.cut(np.full((1000, 1000, 3), 77, np.uint8), np.array([40.4, 3.3, side, side]))
+    crop = framing.cut(np.full((1000, 1000, 3), 77, np.uint8), np.array([40.4, 3.3, side, side]))
     assert crop.dtype == np.uint8 and crop.shape == (256, 256, 3) and (crop == 77).all()
 
 
@@ -71,46 +73,46 @@ def test_cut_keeps_plain_colour_at_any_scale(side):
 
 def test_two_persons_keep_their_tracks_whatever_the_order_of_the_detections():
     left, right = [face(100 + 5 * i, 100, 60) for i in range(5)], [face(220 - 5 * i, 100) for i in range(5)]
-    tracks = faces.link_tracks([[a, b] if i % 2 else [b, a] for i, (a, b) in enumerate(zip(left, right, strict=True))])
+    tracks = framing.link_tracks([[a, b] if i % 2 else [b, a] for i, (a, b) in enumerate(zip(left, right, strict=True))])
     assert [track.id for track in tracks] == [0, 1]
     assert list(tracks[0].detections.values()) == left and list(tracks[1].detections.values()) == right
 
 
 def test_most_persistent_times_largest_comes_first():
     frames = [[face(50, 50, 30), *([face(300, 100, 60)] if i < 2 else [])] for i in range(10)]
-    assert len(faces.link_tracks(frames)[0].detections) == 10
+    assert len(framing.link_tracks(frames)[0].detections) == 10
     frames = [[face(50, 50, 30), *([face(300, 100, 60)] if i < 8 else [])] for i in range(10)]
-    assert len(faces.link_tracks(frames)[0].detections) == 8
+    assert len(framing.link_tracks(frames)[0].detections) == 8
 
 
 def test_a_person_missed_for_long_stays_one_person():
-    track, = faces.link_tracks([[face(100, 100)], [], [], [], [face(120, 90)]])
+    track, = framing.link_tracks([[face(100, 100)], [], [], [], [face(120, 90)]])
     assert sorted(track.detections) == [0, 4]
 
 
 def test_a_lone_person_may_walk_and_a_second_one_is_not_jumped_to():
     walk = [[face(60 * i + 50, 100)] for i in range(5)]
-    assert len(faces.link_tracks(walk)) == 1
+    assert len(framing.link_tracks(walk)) == 1
     jump = [[face(50, 100), face(110, 100)], [face(170, 100)], [face(170, 100)]]
-    assert [sorted(track.detections) for track in faces.link_tracks(jump)] == [[1, 2], [0], [0]]
+    assert [sorted(track.detections) for track in framing.link_tracks(jump)] == [[1, 2], [0], [0]]
 
 
 def test_a_face_of_another_size_is_another_person():
-    assert len(faces.link_tracks([[face(100, 100, 40)], [face(100, 100, 90)]])) == 2
+    assert len(framing.link_tracks([[face(100, 100, 40)], [face(100, 100, 90)]])) == 2
 
 
 def test_spurious_faces_are_dropped():
     doubtful = face(400, 100, 200, confidence=0.85)
-    tracks = faces.link_tracks([[face(100, 100)] + ([doubtful] if i == 3 else []) for i in range(10)])
+    tracks = framing.link_tracks([[face(100, 100)] + ([doubtful] if i == 3 else []) for i in range(10)])
     assert len(tracks) == 1 and tracks[0].detections[3].confidence == 0.99
     small = face(300, 20, 10, confidence=0.9)
-    assert len(faces.link_tracks([[face(100, 100)] + ([small] if i > 7 else []) for i in range(10)])) == 1
-    assert faces.link_tracks([[], [doubtful], []]) == []
-    assert len(faces.link_tracks([[doubtful]])) == 1  # the only frame of a clip
+    assert len(framing.link_tracks([[face(100, 100)] + ([small] if i > 7 else []) for i in range(10)])) == 1
+    assert framing.link_tracks([[], [doubtful], []]) == []
+    assert len(framing.link_tracks([[doubtful]])) == 1  # the only frame of a clip
 
 
 def test_no_faces_no_tracks():
-    assert faces.link_tracks([[], []]) == [] and faces.link_tracks([]) == []
+    assert framing.link_tracks([[], []]) == [] and framing.link_tracks([]) == []
 
 
 def test_box_between_and_beyond_detections():
@@ -126,40 +128,40 @@ def test_box_between_and_beyond_detections():
 
 def test_rows_tell_where_they_come_from():
     found = [[], [], [], [face(90, 50)], [], [face(94, 52)], [], [], [], []]
-    crops, = faces.extract_faces([GREY] * 10, StubFinder(*found))
+    crops, = framing.extract_faces([GREY] * 10, StubFinder(*found))
     assert crops.images.shape == (10, 256, 256, 3) and crops.images.dtype == np.uint8
     assert crops.sources == (["fallback"] + ["interpolated"] * 2 + ["detected", "interpolated", "detected"]
                              + ["interpolated"] * 2 + ["fallback"] * 2)
-    np.testing.assert_allclose(crops.boxes[4], faces.tight_box(np.array([72, 31, 40, 40])))
-    np.testing.assert_allclose(crops.boxes[0], faces.fallback_box(108, 192))
+    np.testing.assert_allclose(crops.boxes[4], framing.tight_box(np.array([72, 31, 40, 40])))
+    np.testing.assert_allclose(crops.boxes[0], framing.fallback_box(108, 192))
     assert crops.frame_indices.tolist() == list(range(10)) and crops.track == 0
 
 
 def test_short_clips_repeat_frames():
     pictures = [np.full((108, 192, 3), value, np.uint8) for value in (10, 20, 30)]
-    crops, = faces.extract_faces(pictures, StubFinder(*[[face(90, 50)]] * 3))
+    crops, = framing.extract_faces(pictures, StubFinder(*[[face(90, 50)]] * 3))
     assert crops.frame_indices.tolist() == [0, 0, 0, 1, 1, 1, 1, 2, 2, 2]
     assert [int(image[0, 0, 0]) for image in crops.images] == [10] * 3 + [20] * 4 + [30] * 3
 
 
 def test_a_clip_without_a_face_is_all_fallback():
-    crops, = faces.extract_faces([GREY], StubFinder())
+    crops, = framing.extract_faces([GREY], StubFinder())
     assert crops.sources == ["fallback"] * 10 and crops.track == -1 and crops.images.shape == (10, 256, 256, 3)
 
 
 def test_each_person_has_crops_of_its_own():
     found = [[face(40, 50, 40), face(150, 50, 30)] for _ in range(10)]
-    first, second = faces.extract_faces([GREY] * 10, StubFinder(*found), framing=REFERENCE)
+    first, second = framing.extract_faces([GREY] * 10, StubFinder(*found), framing=REFERENCE)
     assert (first.track, second.track) == (0, 1)
     np.testing.assert_allclose(first.boxes[0], (0, 0, 120, 120))
-    assert len(faces.extract_faces([GREY] * 10, StubFinder(*found), max_tracks=1)) == 1
+    assert len(framing.extract_faces([GREY] * 10, StubFinder(*found), max_tracks=1)) == 1
 
 
 def test_wrong_arguments_are_named():
     with pytest.raises(ValueError, match=r"expected one of \['tight', 'reference'\], found 'wide'"):
-        faces.extract_faces([GREY], StubFinder(), framing="wide")
+        framing.extract_faces([GREY], StubFinder(), framing="wide")
     with pytest.raises(ValueError, match="expected at least one picture"):
-        faces.extract_faces([], StubFinder())
+        framing.extract_faces([], StubFinder())
 
 
 # The study's extraction
@@ -177,7 +179,7 @@ def clip(monkeypatch):
 
 def test_reference_tries_every_fourth_frame(clip):
     finder = StubFinder(*[[face(90, 50), face(10, 10)]] * 10)
-    crops = faces.reference_faces(clip(100), finder)
+    crops = framing.reference_faces(clip(100), finder)
     assert crops.frame_indices.tolist() == list(range(3, 43, 4)) and crops.sources == ["detected"] * 10
     np.testing.assert_allclose(crops.boxes[0], (30, 0, 120, 120))
     assert crops.images[:, 0, 0, 0].tolist() == list(range(3, 43, 4))  # RGB
@@ -186,22 +188,22 @@ def test_reference_tries_every_fourth_frame(clip):
 @pytest.mark.parametrize(("colour", "channel"), [("BGR", 2), ("RGB", 0)])
 def test_reference_shows_mtcnn_the_order_asked_for(clip, colour, channel):
     finder = StubFinder()
-    faces.reference_faces(clip(60), finder, colour=colour)
+    framing.reference_faces(clip(60), finder, colour=colour)
     assert finder.shown[0][0, 0, channel] == 3
 
 
 def test_reference_counts_failures_over_the_whole_clip(clip):
     finder = StubFinder([], [], [face(90, 50)], [], [face(90, 50)])
-    crops = faces.reference_faces(clip(100), finder, rows=5, max_failures=3)
+    crops = framing.reference_faces(clip(100), finder, rows=5, max_failures=3)
     # 3 and 4 fail, 5 is found; 9 fails, 10 is found; from 14 on every failure falls back at once
     assert crops.frame_indices.tolist() == [5, 10, 14, 18, 22]
     assert crops.sources == ["detected"] * 2 + ["fallback"] * 3
 
 
 def test_reference_repeats_images_of_a_short_clip(clip):
-    crops = faces.reference_faces(clip(9), StubFinder([face(90, 50)], [face(90, 50)]))
+    crops = framing.reference_faces(clip(9), StubFinder([face(90, 50)], [face(90, 50)]))
     assert crops.images.shape == (10, 256, 256, 3) and crops.frame_indices.tolist() == [3] * 5 + [7] * 5
-    crops = faces.reference_faces(clip(2), StubFinder())
+    crops = framing.reference_faces(clip(2), StubFinder())
     assert crops.sources == ["fallback"] * 10 and crops.track == -1
 
 
@@ -279,9 +281,9 @@ def test_stages_narrow_down_to_the_face(portrait, finder):
 
 def test_the_face_is_found_again_in_a_crop(portrait, finder):
     box = finder([portrait])[0][0].box
-    tight = faces.cut(portrait, faces.tight_box(box))
-    wide = faces.cut(portrait, box + box[3] * np.array([-0.4, -0.3, 0.8, 0.6]))
-    wide_again, black = faces.tight_from_crops(np.stack([wide, np.zeros_like(wide)]), finder)
+    tight = framing.cut(portrait, framing.tight_box(box))
+    wide = framing.cut(portrait, box + box[3] * np.array([-0.4, -0.3, 0.8, 0.6]))
+    wide_again, black = framing.tight_from_crops(np.stack([wide, np.zeros_like(wide)]), finder)
     assert np.abs(wide_again.astype(float) - tight).mean() < 20
     assert not black.any() and black.shape == tight.shape
 
@@ -289,13 +291,13 @@ def test_the_face_is_found_again_in_a_crop(portrait, finder):
 def test_a_crop_without_a_face_keeps_its_central_part():
     crops = np.zeros((2, 100, 120, 3), np.uint8)
     crops[:, 50 - 32 : 50 + 32, 60 - 32 : 60 + 32] = 255
-    assert (faces.tight_from_crops(crops, StubFinder(), size=64)[:, 1:-1, 1:-1] == 255).all()
+    assert (framing.tight_from_crops(crops, StubFinder(), size=64)[:, 1:-1, 1:-1] == 255).all()
 
 
 def test_tight_framing_lands_on_the_training_crop(real_clips, finder):
     """The DFDC training crop of this clip's first frame is a square of 268 px around (1107, 424)."""
     _, _, frame = next(video.iter_frames(real_clips / "hsbwhlolsn.mp4"))
-    x, y, side, _ = faces.FRAMINGS[TIGHT](finder([frame])[0][0].box)
+    x, y, side, _ = framing.FRAMINGS[TIGHT](finder([frame])[0][0].box)
     np.testing.assert_allclose((x + side / 2, y + side / 2, side), (1107, 424, 268), atol=0.15 * 268)
 
 
@@ -307,8 +309,8 @@ def test_memory_does_not_grow_from_clip_to_clip(miniature, finder):
 
     clips = sorted((miniature / "train_sample_videos").glob("*.mp4"))
     for path in clips:  # memory pools fill
-        faces.extract_faces(video.read_frames(path).images, finder)
+        framing.extract_faces(video.read_frames(path).images, finder)
     before = resident()
     for path in 2 * clips:
-        faces.extract_faces(video.read_frames(path).images, finder)
+        framing.extract_faces(video.read_frames(path).images, finder)
     assert resident() - before < 40

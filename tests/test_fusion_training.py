@@ -4,11 +4,15 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from kaggle_utils import augment, face_data, fusion, networks
-from kaggle_utils import fusion_training as training
-from kaggle_utils.fusion_training import Embeddings
+from kaggle_utils import blocks, metrics
+from kaggle_utils.face import data as face_data
+from kaggle_utils.face import landmarks
+from kaggle_utils.face import networks as face_networks
+from kaggle_utils.fusion import rules
+from kaggle_utils.fusion import training as fusion_training
+from kaggle_utils.fusion.training import Embeddings
 
-FRAMES = networks.FRAMES
+FRAMES = blocks.FRAMES
 
 
 def drawn(widths, frames=(), count=200, seed=0):
@@ -24,32 +28,32 @@ def drawn(widths, frames=(), count=200, seed=0):
 
 @pytest.fixture(scope="module")
 def faces():
-    return drawn(networks.FACE_OUTPUTS, (FRAMES,))
+    return drawn(blocks.FACE_OUTPUTS, (FRAMES,))
 
 
 @pytest.fixture(scope="module")
 def voices():
-    return drawn(networks.VOICE_OUTPUTS, seed=1)
+    return drawn(blocks.VOICE_OUTPUTS, seed=1)
 
 
 def test_the_four_kinds_are_equally_many_and_labelled(faces, voices):
-    clips = training.assemble(faces, voices, 2000, seed=0)
-    kinds = training.kind_of(clips)
-    assert set(kinds) == set(training.KINDS.values())
-    assert all(abs((kinds == kind).mean() - 0.25) < 0.04 for kind in training.KINDS.values())
+    clips = fusion_training.assemble(faces, voices, 2000, seed=0)
+    kinds = fusion_training.kind_of(clips)
+    assert set(kinds) == set(fusion_training.KINDS.values())
+    assert all(abs((kinds == kind).mean() - 0.25) < 0.04 for kind in fusion_training.KINDS.values())
     np.testing.assert_array_equal(clips.labels, kinds != "real")
     assert clips.inputs["face_mask"].all() and clips.inputs["voice_mask"].all()
-    np.testing.assert_allclose(clips.inputs["face_side1"].shape, (2000, FRAMES, networks.FACE_OUTPUTS["side1"]))
+    np.testing.assert_allclose(clips.inputs["face_side1"].shape, (2000, FRAMES, blocks.FACE_OUTPUTS["side1"]))
 
 
 def test_missing_parts_are_masked_and_never_both(faces, voices):
-    clips = training.assemble(faces, voices, 1000, missing=0.2)
+    clips = fusion_training.assemble(faces, voices, 1000, missing=0.2)
     seen, heard = clips.inputs["face_mask"].any(1), clips.inputs["voice_mask"][:, 0] > 0
     assert (seen | heard).all() and 0.1 < (~seen).mean() < 0.3 and 0.1 < (~heard).mean() < 0.3
     np.testing.assert_array_equal(np.isnan(clips.face), ~seen)
     np.testing.assert_array_equal(np.isnan(clips.voice), ~heard)
     assert (clips.labels[~seen] == (clips.table["voice"][~seen] == 1)).all()
-    assert (training.branch_logits(clips, {"face": (1, 0), "voice": (1, 0)})[~seen, 0] == 0).all()
+    assert (fusion_training.branch_logits(clips, {"face": (1, 0), "voice": (1, 0)})[~seen, 0] == 0).all()
 
 
 def test_halves_share_no_group(faces):
@@ -68,9 +72,9 @@ def test_embeddings_are_saved_and_read_back(voices, tmp_path):
 def test_faces_are_embedded_in_views_that_differ_and_repeat():
     table = pd.DataFrame({"label": np.arange(11) % 2, "group": [f"g{number}" for number in range(11)]})
     crops = np.random.default_rng(0).integers(0, 256, (11, 64, 64, 3), dtype=np.uint8)
-    faces = face_data.Faces(table, crops, np.repeat(augment.mean_landmarks(64)[None], 11, axis=0))
-    network = networks.with_head(networks.mesoinception4(64))
-    found = training.embed_faces(network, faces, size=64, views=3)
+    faces = face_data.Faces(table, crops, np.repeat(landmarks.mean_landmarks(64)[None], 11, axis=0))
+    network = blocks.with_head(face_networks.mesoinception4(64))
+    found = fusion_training.embed_faces(network, faces, size=64, views=3)
     logits = found.outputs["logit"][..., 0]
     assert {name: x.shape for name, x in found.outputs.items()} == {
         name: (11, FRAMES, output.shape[-1]) for name, output in network.output.items()}
@@ -80,30 +84,31 @@ def test_faces_are_embedded_in_views_that_differ_and_repeat():
 
 
 def test_embeddings_are_made_once(voices, tmp_path):
-    first = training.kept(tmp_path / "voices.npz", lambda: voices)
-    again = training.kept(tmp_path / "voices.npz", lambda: pytest.fail("made twice"))
+    first = fusion_training.cached_embeddings(tmp_path / "voices.npz", lambda: voices)
+    again = fusion_training.cached_embeddings(tmp_path / "voices.npz", lambda: pytest.fail("made twice"))
     np.testing.assert_array_equal(first.labels, again.labels)
 
 
 def test_noisy_or_is_that_of_the_detector(faces, voices):
-    clips = training.assemble(faces, voices, 20, missing=0.3)
+    clips = fusion_training.assemble(faces, voices, 20, missing=0.3)
     lines = {"face": (0.8, 0.1), "voice": (0.5, -0.2)}
-    join = fusion.NoisyOr(fusion.Calibration(lines, (0, 1)), training.EVEN_SHARE)
-    given = training.noisy_or(clips, lines)
+    fuse = rules.NoisyOr(rules.Calibration(lines, (0, 1)), fusion_training.EVEN_SHARE)
+    given = fusion_training.noisy_or(clips, lines)
     for i in range(20):
         seen = clips.inputs["face_mask"][i] > 0
         face = {"logit": np.full((FRAMES, 1), np.nan_to_num(clips.face[i]))}
         voice = None if np.isnan(clips.voice[i]) else {"logit": np.full((1, 1), clips.voice[i])}
-        expected = join(face, seen, voice, training.PRIOR)
-        assert fusion.sigmoid(given[i] + fusion.log_odds(training.PRIOR)) == pytest.approx(expected, abs=1e-5)
+        expected = fuse(face, seen, voice, fusion_training.PRIOR)
+        assert rules.sigmoid(given[i] + rules.log_odds(fusion_training.PRIOR)) == pytest.approx(expected, abs=1e-5)
 
 
 def test_joined_beats_each_branch_and_the_line_recovers_the_log_odds(faces, voices):
-    train = training.assemble(*(part.halves()[0] for part in (faces, voices)), 1500, missing=0.1)
+    train = fusion_training.assemble(*(part.halves()[0] for part in (faces, voices)), 1500, missing=0.1)
     rest = [part.halves()[1] for part in (faces, voices)]
-    methods = training.fit_methods(train, epochs=3)
+    methods = fusion_training.fit_methods(train, epochs=3)
     assert "last CNN, batch norm" in methods and "last CNN, group norm" in methods
-    table = training.compare(methods, training.assemble(*rest, 800, seed=1), training.assemble(*rest, 800, seed=2), False)
+    calibrate, test = (fusion_training.assemble(*rest, 800, seed=seed) for seed in (1, 2))
+    table = fusion_training.compare(methods, calibrate, test, False)
     assert table.loc["noisy-or", "log loss"] < table.loc[["face alone", "voice alone"], "log loss"].min() - 0.05
     for kind, branch in (("fake face", "face alone"), ("fake voice", "voice alone")):
         assert table.loc["noisy-or", f"log loss, {kind}"] < table.loc[branch, f"log loss, {kind}"] + 0.1
@@ -115,25 +120,25 @@ def test_line_weighs_both_classes_alike():
     random = np.random.default_rng(0)
     labels = (random.random(200000) < 0.9).astype(int)
     logits = random.normal(0, 1, 200000) + np.where(labels == 1, 1.0, -1.0)  # log odds 2 x where the classes are balanced
-    scale, shift = fusion.fit_line(labels, 3 * logits + 5)
+    scale, shift = metrics.fit_line(labels, 3 * logits + 5)
     assert scale * 3 == pytest.approx(2, rel=0.05) and scale * 5 + shift == pytest.approx(0, abs=0.1)
 
 
 def test_limits_widen_where_a_certainty_is_wrong():
     labels, sure = np.array([0, 1] * 50), np.array([0.0001, 0.9999] * 50)
-    assert training.best_limits(labels, sure)[0] == 0.001
+    assert fusion_training.best_limits(labels, sure)[0] == 0.001
     wrong = sure.copy()
     wrong[:6] = 1 - wrong[:6]
-    assert training.best_limits(labels, wrong)[0] == 0.05
+    assert fusion_training.best_limits(labels, wrong)[0] == 0.05
 
 
 def test_frames_are_pooled_as_the_detector_is_told():
     logits, seen = np.array([3.0, 3.0, 3.0, -1.0, 9.0]), np.array([1, 1, 1, 1, 0], bool)
-    assert fusion.pooled(logits, seen) == pytest.approx(2.0)
-    sure = fusion.sigmoid(3.0)
-    assert fusion.sigmoid(fusion.pooled(logits, seen, "confident")) == pytest.approx(sure)
-    alike = np.full(4, fusion.log_odds(0.7))
-    assert fusion.sigmoid(fusion.pooled(alike, np.ones(4, bool), "power")) == pytest.approx(0.8513, abs=1e-4)
-    assert np.isnan(fusion.pooled(logits, np.zeros(5, bool)))
+    assert rules.pooled(logits, seen) == pytest.approx(2.0)
+    sure = rules.sigmoid(3.0)
+    assert rules.sigmoid(rules.pooled(logits, seen, "confident")) == pytest.approx(sure)
+    alike = np.full(4, rules.log_odds(0.7))
+    assert rules.sigmoid(rules.pooled(alike, np.ones(4, bool), "power")) == pytest.approx(0.8513, abs=1e-4)
+    assert np.isnan(rules.pooled(logits, np.zeros(5, bool)))
     with pytest.raises(ValueError, match="pooling"):
-        fusion.Calibration({}, (0, 1), "median")
+        rules.Calibration({}, (0, 1), "median")

@@ -12,8 +12,8 @@ import numpy as np
 import psutil
 import pytest
 
-from kaggle_utils import isolation, video
-from kaggle_utils.video import UnreadableClip
+from kaggle_utils.media import isolation, video
+from kaggle_utils.media.video import UnreadableClip
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -114,7 +114,7 @@ def test_calls_of_several_threads_wait_in_turn(clip):
 
 SCRIPT = """
 import os, sys, time
-from kaggle_utils import isolation
+from kaggle_utils.media import isolation
 print("started", os.getpid(), flush=True)
 print(isolation._reader(os.getpid()).call(60, os.getpid), len(isolation.read_frames(sys.argv[1], 2).images), flush=True)
 time.sleep(float(sys.argv[2]))

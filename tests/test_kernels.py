@@ -18,10 +18,11 @@ from pathlib import Path
 import pytest
 
 from conftest import ROOT, small_wheels
-from kaggle_utils import kernels, platform
+from kaggle_utils.kaggle import paths
+from kaggle_utils.kaggle import push as kaggle_push
 
 OWNER, KEY = "alice", "key-of-alice-0123456789"
-NAMES = list(kernels.notebooks())
+NAMES = list(kaggle_push.notebooks())
 NOT_FOUND = 404, {"code": 404, "message": "Not Found"}
 
 
@@ -109,7 +110,7 @@ def clone(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("clone")
     for part in ("kaggle_utils", "notebooks"):
         shutil.copytree(ROOT / part, folder / part)
-    for file in ("LICENSE", "NOTICE", kernels.METADATA, "README.md", "models/detector.json"):
+    for file in ("LICENSE", "NOTICE", kaggle_push.METADATA, "README.md", "models/detector.json"):
         (folder / file).parent.mkdir(exist_ok=True)
         shutil.copy(ROOT / file, folder / file)
     for name in ("face.keras", "voice.keras"):
@@ -191,8 +192,8 @@ def test_push_all(kaggle, push):
     feeding = {"06_fusion_training": ["04-face-inception", "05-voice-inception"], "07_fusion_inference": ["06-fusion-training"]}
     assert len(bodies) == len(NAMES)
     for name in NAMES:
-        body, want = bodies[f"{OWNER}/{platform.kernel_slug(name)}"], expected(name, feeding.get(name, []))
-        sent, kept = json.loads(body.pop("text")), json.loads(kernels.notebooks()[name].read_text())
+        body, want = bodies[f"{OWNER}/{paths.kernel_slug(name)}"], expected(name, feeding.get(name, []))
+        sent, kept = json.loads(body.pop("text")), json.loads(kaggle_push.notebooks()[name].read_text())
         assert [cell["source"] for cell in sent["cells"]] == ["".join(cell["source"]) for cell in kept["cells"]]
         assert body == want
     order = list(bodies)
@@ -200,7 +201,7 @@ def test_push_all(kaggle, push):
         ended = [kaggle.requests.index(("GetKernelSessionStatus", {
             "userName": OWNER, "kernelSlug": f"deepfake-{other}", "versionLabel": "v3"})) for other in others]
         started = [i for i, (method, _) in enumerate(kaggle.requests) if method == "SaveKernel"][
-            order.index(f"{OWNER}/{platform.kernel_slug(name)}")]
+            order.index(f"{OWNER}/{paths.kernel_slug(name)}")]
         assert max(ended) < started
     for slug in bodies:
         assert f"http://localhost/code/{slug}" in done.stdout
@@ -232,7 +233,7 @@ def test_bare_client_pushes_the_root(kaggle, run):
     assert "Kernel version 3 successfully pushed" in done.stdout, done.stderr
     (body,) = kaggle.bodies("SaveKernel")
     assert body.pop("text")
-    owner = kernels.read_metadata(ROOT)["id"].split("/")[0]
+    owner = kaggle_push.read_metadata(ROOT)["id"].split("/")[0]
     assert body == json.loads(json.dumps(expected("07_fusion_inference", [])).replace(OWNER, owner))
 
 
@@ -292,21 +293,21 @@ def test_data_fault_pushes_no_kernel(kaggle, push, fault):
 
 def test_upload_that_breaks_off(kaggle, environment, monkeypatch, tmp_path):
     kaggle.answers["upload"] = "hang up"
-    folder = kernels.empty(tmp_path / "data")
+    folder = kaggle_push.empty(tmp_path / "data")
     (folder / "file").write_text("content")
-    kernels.write_json(folder / "dataset-metadata.json", {
+    kaggle_push.write_json(folder / "dataset-metadata.json", {
         "id": "alice/deepfake", "title": "Deepfake", "licenses": [{"name": "other"}]})
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
-    with pytest.raises(kernels.KaggleError, match="datasets create: no answer within 4 s"):
-        kernels.push_data(folder, every=0.1, seconds=4)
+    with pytest.raises(kaggle_push.KaggleError, match="datasets create: no answer within 4 s"):
+        kaggle_push.push_data(folder, every=0.1, seconds=4)
     assert kaggle.uploads and "CreateDataset" not in kaggle.methods()
 
 
 def test_missing_weights(tmp_path):
     (tmp_path / "models").mkdir()
     with pytest.raises(FileNotFoundError, match=r"expected detector.json, face.keras, voice.keras"):
-        kernels.stage_data(OWNER, tmp_path / "build", tmp_path)
+        kaggle_push.stage_data(OWNER, tmp_path / "build", tmp_path)
 
 
 def test_missing_wheel(push, tmp_path):
@@ -341,11 +342,11 @@ CHANGES = {
 
 @pytest.mark.parametrize("words", CHANGES)
 def test_metadata_fault(words, tmp_path):
-    folder = kernels.stage(["07_fusion_inference"], OWNER, tmp_path)["07_fusion_inference"]
-    changed = kernels.read_metadata(folder) | CHANGES[words]
-    kernels.write_json(folder / kernels.METADATA, {key: value for key, value in changed.items() if value is not None})
+    folder = kaggle_push.stage(["07_fusion_inference"], OWNER, tmp_path)["07_fusion_inference"]
+    changed = kaggle_push.read_metadata(folder) | CHANGES[words]
+    kaggle_push.write_json(folder / kaggle_push.METADATA, {key: value for key, value in changed.items() if value is not None})
     with pytest.raises(ValueError, match=re.escape(words)):
-        kernels.check(folder)
+        kaggle_push.check(folder)
 
 
 @pytest.mark.parametrize(("line", "words"), [
@@ -353,43 +354,45 @@ def test_metadata_fault(words, tmp_path):
     ("open('/home/alice/clip.mp4')", "path of this machine"), ("x" * 1_000_001, "larger than"),
 ])
 def test_source_fault(line, words, tmp_path):
-    folder = kernels.stage(["01_exploration"], OWNER, tmp_path)["01_exploration"]
+    folder = kaggle_push.stage(["01_exploration"], OWNER, tmp_path)["01_exploration"]
     path = folder / "01_exploration.ipynb"
     notebook = json.loads(path.read_text())
     notebook["cells"][0]["source"] = [line]
     path.write_text(json.dumps(notebook))
     with pytest.raises(ValueError, match=words):
-        kernels.check(folder)
+        kaggle_push.check(folder)
 
 
 def test_order_and_names():
-    assert kernels.in_order(["a", "b", "c"], {"a": ("b",), "b": ("c", "elsewhere")}) == ["c", "b", "a"]
+    assert kaggle_push.in_order(["a", "b", "c"], {"a": ("b",), "b": ("c", "elsewhere")}) == ["c", "b", "a"]
     with pytest.raises(ValueError, match="cycle"):
-        kernels.in_order(["a", "b"], {"a": ("b",), "b": ("a",)})
-    assert kernels.select(["notebooks/02_face_cropping.ipynb", "01"]) == ["01_exploration", "02_face_cropping"]
+        kaggle_push.in_order(["a", "b"], {"a": ("b",), "b": ("a",)})
+    assert kaggle_push.select(["notebooks/02_face_cropping.ipynb", "01"]) == ["01_exploration", "02_face_cropping"]
     with pytest.raises(ValueError, match="'99': expected one of 01_exploration"):
-        kernels.select(["99"])
-    assert {*kernels.NEEDS, *kernels.ON_CPU, *(name for needs in kernels.NEEDS.values() for name in needs)} <= set(NAMES)
+        kaggle_push.select(["99"])
+    needed = {name for needs in kaggle_push.NEEDS.values() for name in needs}
+    assert {*kaggle_push.NEEDS, *kaggle_push.ON_CPU, *needed} <= set(NAMES)
 
 
 def test_committed_metadata_are_those_of_the_submission_kernel():
-    committed = kernels.read_metadata(ROOT)
+    committed = kaggle_push.read_metadata(ROOT)
     owner = committed["id"].split("/")[0]
-    assert committed == kernels.metadata_of(kernels.SUBMISSION, owner) | {"code_file": "notebooks/07_fusion_inference.ipynb"}
-    kernels.check(ROOT)
+    derived = kaggle_push.metadata_of(kaggle_push.SUBMISSION, owner)
+    assert committed == derived | {"code_file": "notebooks/07_fusion_inference.ipynb"}
+    kaggle_push.check(ROOT)
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    assert not [name for name in NAMES if f"https://www.kaggle.com/code/{owner}/{platform.kernel_slug(name)})" not in readme]
+    assert not [name for name in NAMES if f"https://www.kaggle.com/code/{owner}/{paths.kernel_slug(name)})" not in readme]
 
 
 def test_owner(tmp_path):
-    for name in (kernels.METADATA, "README.md"):
+    for name in (kaggle_push.METADATA, "README.md"):
         (tmp_path / name).write_bytes((ROOT / name).read_bytes())
-    before = kernels.read_metadata(tmp_path)["id"].split("/")[0]
-    assert len(kernels.set_owner("bob", tmp_path)) == 2
-    metadata = kernels.read_metadata(tmp_path)
+    before = kaggle_push.read_metadata(tmp_path)["id"].split("/")[0]
+    assert len(kaggle_push.set_owner("bob", tmp_path)) == 2
+    metadata = kaggle_push.read_metadata(tmp_path)
     assert (metadata["id"], metadata["dataset_sources"]) == (
         "bob/deepfake-07-fusion-inference", ["bob/deepfake-face-and-voice"])
     assert f"/{before}/" not in (tmp_path / "README.md").read_text(encoding="utf-8")
-    assert kernels.set_owner("bob", tmp_path) == []
+    assert kaggle_push.set_owner("bob", tmp_path) == []
     with pytest.raises(ValueError, match="expected an account's name"):
-        kernels.set_owner("bob/x", tmp_path)
+        kaggle_push.set_owner("bob/x", tmp_path)

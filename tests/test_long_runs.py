@@ -133,7 +133,8 @@ def test_a_budget_of_seconds_is_kept_by_fewer_frames_and_then_the_prior(tmp_path
 # --- the command line, with a detector that needs no TensorFlow -------------------------------------------------------
 COMMAND = """
 import resource, signal, sys, time, types
-from kaggle_utils import __main__, dataset, submission
+from kaggle_utils import __main__, submission
+from kaggle_utils.datasets import dfdc
 
 signal.signal(signal.SIGINT, signal.default_int_handler)  # the shell lets what it starts in the background ignore Ctrl-C
 
@@ -150,7 +151,7 @@ class Detector:
             return unscored(name, "x" * 500)
         def unscored(name, reason):
             return {"probability": 0.25, "face": None, "voice": None, "warnings": [reason]}
-        return submission.score_clips(dataset.clips_to_score(folder), predict, output, unscored, "stub", hours, False)
+        return submission.score_clips(dfdc.clips_to_score(folder), predict, output, unscored, "stub", hours, False)
 
 sys.modules["kaggle_utils.detector"] = types.SimpleNamespace(Detector=Detector)
 __main__.draw = lambda table, output: {}

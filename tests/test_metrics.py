@@ -116,13 +116,6 @@ def test_needs_both_classes(metric):
         metric([1, 1], [0.5, 0.6])
 
 
-def test_pool_logits_mean():
-    assert metrics.pool_logits_mean([0.7] * 10) == pytest.approx(0.7)
-    assert metrics.pool_logits_mean([0.2, 0.8]) == pytest.approx(0.5)
-    assert metrics.pool_logits_mean([0.5, 0.9]) == pytest.approx(0.75)  # odds 1 and 9: sqrt(9) = 3
-    assert 0 < metrics.pool_logits_mean([0.0, 0.0]) < 1e-5
-
-
 def test_confident_strategy_on_32_frames():
     assert metrics.confident_strategy([0.9] * 13 + [0.1] * 19) == pytest.approx(0.9)
     assert metrics.confident_strategy([0.9] * 12 + [0.1] * 20) == pytest.approx((12 * 0.9 + 20 * 0.1) / 32)

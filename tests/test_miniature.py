@@ -9,11 +9,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from helpers import clip_mask
 
-from kaggle_utils import miniature as made
-from kaggle_utils.dataset import clips_to_score, read_dfdc
-from kaggle_utils.faces import FaceFinder
-from kaggle_utils.video import probe, read_frames
+from kaggle_utils.datasets import babble, drawing
+from kaggle_utils.datasets import miniature as made
+from kaggle_utils.datasets.dfdc import clips_to_score, read_dfdc
+from kaggle_utils.face.detection import FaceFinder
+from kaggle_utils.media.video import probe, read_frames
 
 
 @pytest.fixture(scope="module")
@@ -62,10 +64,10 @@ def test_fake_shares_all_but_the_face_with_its_original(miniature, facts):
                       if fact["original"] and fact["fake_face"] is not None)
     original, altered = (read_frames(miniature / "train_sample_videos" / name, 3) for name in (fact["original"], fake))
     for time_s, before, after in zip(original.times_s, original.images, altered.images, strict=True):
-        mask = made.clip_mask(miniature, fake, round(time_s * fact["fps"]))
+        mask = clip_mask(miniature, fake, round(time_s * fact["fps"]))
         change = np.abs(before.astype(float) - after).mean(axis=2)
         assert change[mask == 1].mean() > 4 and change[mask == 1].mean() > 5 * change[mask == 0].mean()
-    assert not made.clip_mask(miniature, fact["original"], 0).any()
+    assert not clip_mask(miniature, fact["original"], 0).any()
 
 
 def test_seed_decides_the_bytes(tmp_path, monkeypatch):
@@ -108,42 +110,42 @@ def test_failure_of_ffmpeg_is_told(tmp_path):
 
 
 def test_blend_mask_is_a_soft_ellipse():
-    mask = made.blend_mask(120, 160, (80, 60, 20, 40, 0))
+    mask = drawing.blend_mask(120, 160, (80, 60, 20, 40, 0))
     assert mask.shape == (120, 160) and mask.dtype == np.float32
     assert (mask[60, 80], mask[60, 110], mask[10, 80]) == (1, 0, 0) and 0 < mask[60, 100] < 1
     np.testing.assert_allclose(mask[:, 81:], mask[:, 79:0:-1], atol=1e-6)
-    turned = made.blend_mask(120, 160, (80, 60, 40, 20, 90))
+    turned = drawing.blend_mask(120, 160, (80, 60, 40, 20, 90))
     np.testing.assert_allclose(mask, turned, atol=1e-5)
-    assert made.blend_mask(50, 50, (200, 200, 20, 20, 0)).max() == 0  # outside the picture
-    assert made.blend_mask(50, 50, (0, 0, 20, 20, 0))[0, 0] == 1  # over its border
+    assert drawing.blend_mask(50, 50, (200, 200, 20, 20, 0)).max() == 0  # outside the picture
+    assert drawing.blend_mask(50, 50, (0, 0, 20, 20, 0))[0, 0] == 1  # over its border
 
 
 def test_self_blend_changes_the_face_alone():
     image = np.random.default_rng(0).integers(60, 200, (120, 160, 3), dtype=np.uint8)
     ellipse = (80, 60, 20, 30, 10)
-    blended = made.self_blend(image, ellipse, np.random.default_rng(1))
-    outside = made.blend_mask(120, 160, ellipse) == 0
+    blended = drawing.self_blend(image, ellipse, np.random.default_rng(1))
+    outside = drawing.blend_mask(120, 160, ellipse) == 0
     assert blended.dtype == np.uint8 and np.array_equal(blended[outside], image[outside])
     assert np.abs(blended.astype(int) - image)[~outside].mean() > 5
 
 
 def test_voice_is_audible_and_pitched():
-    person = made.Person(pitch=120.0)
-    samples, opening = made.speak(person, 2.0, np.random.default_rng(0))
-    assert len(samples) == len(opening) == 2 * made.SOUND_RATE
+    person = drawing.Person(pitch=120.0)
+    samples, opening = babble.speak(person, 2.0, np.random.default_rng(0))
+    assert len(samples) == len(opening) == 2 * babble.SOUND_RATE
     assert np.abs(samples).max() == pytest.approx(0.6) and 0 <= opening.min() <= opening.max() <= 1
     frame = samples[np.argmax(opening) - 1024:][:2048]
     correlation = np.correlate(frame, frame, "full")[2047:]
     lag = 80 + np.argmax(correlation[80:200])  # 80 to 200 Hz
-    assert made.SOUND_RATE / lag == pytest.approx(120, rel=0.25)
+    assert babble.SOUND_RATE / lag == pytest.approx(120, rel=0.25)
 
 
 def test_resynthesis_keeps_level_and_length_but_not_the_wave():
-    samples, _ = made.speak(made.Person(), 1.0, np.random.default_rng(0))
-    spoofed = made.resynthesize(samples)
+    samples, _ = babble.speak(drawing.Person(), 1.0, np.random.default_rng(0))
+    spoofed = babble.resynthesize(samples)
     assert spoofed.shape == samples.shape and np.abs(spoofed).max() == pytest.approx(0.6)
     assert abs(np.corrcoef(samples, spoofed)[0, 1]) < 0.9
-    assert np.array_equal(spoofed, made.resynthesize(samples))
+    assert np.array_equal(spoofed, babble.resynthesize(samples))
 
 
 def test_mtcnn_finds_every_face_upright(miniature, facts):

@@ -15,17 +15,21 @@ import pytest
 
 import conftest
 from conftest import ROOT
-from kaggle_utils import kernels, networks, platform
+from kaggle_utils import blocks, storage
+from kaggle_utils.face import networks as face_networks
+from kaggle_utils.kaggle import paths
+from kaggle_utils.kaggle import push as kaggle_push
+from kaggle_utils.voice import networks as voice_networks
 
 # Kaggle's two layouts, and within the later one other things than a data set that may hold the package: where a thing called
 # {slug} holds the package, and where the competition lies
 LAYOUTS = {
-    "flat": ("{slug}", platform.COMPETITION),
-    "by kind": ("datasets/alice/{slug}/project", f"competitions/{platform.COMPETITION}"),
+    "flat": ("{slug}", paths.COMPETITION),
+    "by kind": ("datasets/alice/{slug}/project", f"competitions/{paths.COMPETITION}"),
 }
 HOLDERS = {
-    "output of a kernel": ("notebooks/alice/{slug}", f"competitions/{platform.COMPETITION}"),
-    "model": ("models/alice/{slug}/keras/default/1", f"competitions/{platform.COMPETITION}"),
+    "output of a kernel": ("notebooks/alice/{slug}", f"competitions/{paths.COMPETITION}"),
+    "model": ("models/alice/{slug}/keras/default/1", f"competitions/{paths.COMPETITION}"),
 }
 CLIPS = 1  # to score
 
@@ -49,15 +53,15 @@ sys.addaudithook(refuse)
 def small_models(tmp_path_factory) -> Path:
     """Small untrained networks, which load in no time."""
     folder = tmp_path_factory.mktemp("models")
-    for name, branch in {"face": networks.mesoinception4(64), "voice": networks.voice_inception(width=8)}.items():
-        networks.save_network(networks.with_head(branch), folder / f"{name}.keras")
+    for name, branch in {"face": face_networks.mesoinception4(64), "voice": voice_networks.voice_inception(width=8)}.items():
+        storage.save_network(blocks.with_head(branch), folder / f"{name}.keras")
     shutil.copy(ROOT / "models" / "detector.json", folder)
     return folder
 
 
 def lay_out(folder: Path, layout: str, models: Path = ROOT / "models"):
     """Lay out a kernel's folders; returns a function that runs Python in its working folder."""
-    package, competition = (folder / "input" / place.format(slug=kernels.DATA_SLUG) for place in (LAYOUTS | HOLDERS)[layout])
+    package, competition = (folder / "input" / place.format(slug=kaggle_push.DATA_SLUG) for place in (LAYOUTS | HOLDERS)[layout])
     shutil.copytree(ROOT / "kaggle_utils", package / "kaggle_utils", ignore=shutil.ignore_patterns("__pycache__"))
     (package / "models").symlink_to(models)
     attach_competition(competition)
@@ -86,7 +90,7 @@ def attach_competition(folder: Path) -> None:
 
 def run_notebook(run, working: Path, name: str, change: tuple[str, str] = ("", ""), **changed) -> None:
     """Run one notebook through nbval in a kernel's working folder, a line of it changed as a user would."""
-    source = kernels.notebooks()[name].read_text(encoding="utf-8")
+    source = kaggle_push.notebooks()[name].read_text(encoding="utf-8")
     assert change[0] in source
     (working / "__notebook__.ipynb").write_text(source.replace(*change) if all(change) else source, encoding="utf-8")
     done = run("-m", "pytest", "-q", "-p", "no:cacheprovider", "--nbval-lax", "--nbval-current-env", "--nbval-cell-timeout=300",
@@ -96,7 +100,7 @@ def run_notebook(run, working: Path, name: str, change: tuple[str, str] = ("", "
 
 def submit(folder: Path, layout: str, models: Path) -> list[str]:
     """Run the submission kernel in a layout; returns the lines of its CSV."""
-    run_notebook(lay_out(folder, layout, models), folder / "working", kernels.SUBMISSION)
+    run_notebook(lay_out(folder, layout, models), folder / "working", kaggle_push.SUBMISSION)
     return (folder / "working" / "submission.csv").read_text().splitlines()
 
 
@@ -122,7 +126,7 @@ def test_submission_with_the_package_elsewhere(tmp_path):
 
 
 @every_notebook
-@pytest.mark.parametrize("name", [name for name in kernels.notebooks() if name != kernels.SUBMISSION])
+@pytest.mark.parametrize("name", [name for name in kaggle_push.notebooks() if name != kaggle_push.SUBMISSION])
 def test_notebook_from_mounts(name, tmp_path):
     run_notebook(lay_out(tmp_path, "by kind"), tmp_path / "working", name, DEEPFAKE_QUICK="1")
 
@@ -135,16 +139,16 @@ def test_output_feeds_the_next_kernel(tmp_path):
     (tmp_path / "models").mkdir()
     shutil.copy(ROOT / "models/detector.json", tmp_path / "models")
     for name, branch in {"04_face_inception": "face", "05_voice_inception": "voice"}.items():
-        output = joining / "input/notebooks/alice" / platform.kernel_slug(name) / "training"
+        output = joining / "input/notebooks/alice" / paths.kernel_slug(name) / "training"
         output.mkdir(parents=True)
         shutil.copy(ROOT / "models" / f"{branch}.keras", output)
     run_notebook(run, joining / "working", "06_fusion_training", DEEPFAKE_QUICK="1")
 
     run = lay_out(scoring, "by kind", models=tmp_path / "models")
     (scoring / "input/notebooks/alice").mkdir(parents=True)
-    (joining / "working").rename(scoring / "input/notebooks/alice" / platform.kernel_slug("06_fusion_training"))
+    (joining / "working").rename(scoring / "input/notebooks/alice" / paths.kernel_slug("06_fusion_training"))
     run_notebook(run, scoring / "working", "07_fusion_inference",
-                 change=("MODELS = None", "MODELS = platform.output_of('06_fusion_training', 'fusion')"))
+                 change=("MODELS = None", "MODELS = paths.output_of('06_fusion_training', 'fusion')"))
     assert len((scoring / "working/submission.csv").read_text().splitlines()) == CLIPS + 1
 
 

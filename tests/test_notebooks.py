@@ -43,7 +43,8 @@ def test_all_first_cells_are_the_same():
 
 def test_training_imports_need_no_tensorflow():
     modules = ", ".join(f"kaggle_utils.{name}" for name in (
-        "networks", "augment", "training", "face_training", "metrics", "dataset", "faces", "video", "platform"))
+        "face.networks", "voice.networks", "fusion.networks", "face.augment", "training", "face.training", "voice.training",
+        "metrics", "datasets.dfdc", "face.framing", "media.video", "kaggle.paths"))
     code = f"import sys, {modules}; print([n for n in ('tensorflow', 'mtcnn', 'moviepy', 'librosa') if n in sys.modules])"
     found = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True,
                            env={**os.environ, "KERAS_BACKEND": "numpy"})

@@ -9,7 +9,8 @@ import sys
 import pytest
 
 from conftest import ROOT, small_wheels
-from kaggle_utils import kernels, platform
+from kaggle_utils.datasets import dfdc
+from kaggle_utils.kaggle import paths, push
 
 LAYOUTS = ["{slug}", "competitions/{slug}", "datasets/alice/{slug}", "notebooks/alice/{slug}",
            "models/alice/{slug}/keras/default/1"]
@@ -26,31 +27,31 @@ def test_input_folder_in_every_layout(attached, layout):
     folder = attached / layout.format(slug="clips-of-alice")
     folder.mkdir(parents=True)
     (attached / "datasets/bob/clips-of-bob").mkdir(parents=True)
-    assert platform.input_folder("clips-of-alice") == folder
+    assert paths.input_folder("clips-of-alice") == folder
     with pytest.raises(FileNotFoundError, match="clips-of-carol is not attached.*datasets/bob/clips-of-bob"):
-        platform.input_folder("clips-of-carol")
+        paths.input_folder("clips-of-carol")
 
 
 @pytest.mark.parametrize("layout", ["{slug}", "notebooks/alice/{slug}"])
 def test_output_of_another_kernel(attached, layout):
-    assert platform.output_of("04_face_inception", "training/face.keras") is None
+    assert paths.output_of("04_face_inception", "training/face.keras") is None
     file = attached / layout.format(slug="deepfake-04-face-inception") / "training/face.keras"
     file.parent.mkdir(parents=True)
     file.touch()
-    assert platform.output_of("04_face_inception", "training/face.keras") == file
-    assert platform.output_of("04_face_inception", "face.keras") is None
+    assert paths.output_of("04_face_inception", "training/face.keras") == file
+    assert paths.output_of("04_face_inception", "face.keras") is None
 
 
 def test_on_kaggle_the_competition_is_the_data(attached, monkeypatch, tmp_path):
     monkeypatch.setenv("KAGGLE_KERNEL_RUN_TYPE", "Batch")
     monkeypatch.delenv("DFDC_DATA")
     with pytest.raises(FileNotFoundError, match="deepfake-detection-challenge is not attached"):
-        platform.data_folder()
-    folder = attached / "competitions" / platform.COMPETITION
+        dfdc.data_folder()
+    folder = attached / "competitions" / paths.COMPETITION
     folder.mkdir(parents=True)
-    assert platform.data_folder() == folder
+    assert dfdc.data_folder() == folder
     monkeypatch.delenv("DEEPFAKE_QUICK")
-    assert not platform.quick()
+    assert not paths.quick()
 
 
 # -- the first cell, in a new environment that has Python and pip alone, like an image without mtcnn -------------
@@ -63,7 +64,7 @@ def bare_python(tmp_path_factory):
 
 
 def run_first_cell(python, folder, ending):
-    cells = json.loads(kernels.notebooks()[kernels.SUBMISSION].read_text())["cells"]
+    cells = json.loads(push.notebooks()[push.SUBMISSION].read_text())["cells"]
     cell = "".join(next(cell["source"] for cell in cells if cell["cell_type"] == "code"))
     env = {name: value for name, value in os.environ.items() if not name.startswith(("PYTHONPATH", "PIP"))}
     (folder / "working").mkdir(exist_ok=True)
@@ -75,7 +76,7 @@ def run_first_cell(python, folder, ending):
 def test_first_cell_finds_the_package(bare_python, layout, tmp_path):
     folder = tmp_path / "input" / layout.format(slug="deepfake")
     shutil.copytree(ROOT / "kaggle_utils", folder / "kaggle_utils")
-    done = run_first_cell(bare_python, tmp_path, "print(platform.models_folder())")
+    done = run_first_cell(bare_python, tmp_path, "print(paths.models_folder())")
     assert done.stdout.strip() == str(folder / "models"), done.stderr
 
 
@@ -88,5 +89,5 @@ def test_first_cell_installs_the_wheels(bare_python, tmp_path):
     folder = tmp_path / "input" / "datasets/alice/deepfake/project"
     shutil.copytree(ROOT / "kaggle_utils", folder / "kaggle_utils")
     small_wheels(folder)
-    done = run_first_cell(bare_python, tmp_path, "import mtcnn, lz4; print(platform.install_wheels())")
+    done = run_first_cell(bare_python, tmp_path, "import mtcnn, lz4; print(paths.install_wheels())")
     assert (done.returncode, done.stdout.strip()) == (0, "[]"), done.stderr

@@ -10,7 +10,7 @@ import pytest
 
 from kaggle_utils import Detector, report
 from kaggle_utils.__main__ import main
-from kaggle_utils.miniature import clip_facts
+from kaggle_utils.datasets.miniature import clip_facts
 
 EVIL = "<img src=a.example onerror=alert(1)>&\"'{{7*7}}.mp4"
 VOID = {"meta", "img", "br"}

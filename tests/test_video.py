@@ -12,8 +12,8 @@ import pytest
 from fuzz_reading import OLD_FFMPEG
 from imageio_ffmpeg import get_ffmpeg_exe
 
-from kaggle_utils import video
-from kaggle_utils.video import UnreadableClip, iter_frames, probe, read_frames, spread
+from kaggle_utils.media import video
+from kaggle_utils.media.video import UnreadableClip, evenly_spread, iter_frames, probe, read_frames
 
 CORNERS = {"red": (255, 0, 0), "lime": (0, 255, 0), "blue": (0, 0, 255), "white": (255, 255, 255)}
 COUNTER = "geq=lum='16+8*N+8*random(1)-4':cb=128:cr=128"  # frame n has the mean 16 + 8 n; noise gives it some bytes
@@ -80,7 +80,7 @@ def test_header(counter):
 
 @pytest.mark.parametrize("frame_count, count", [(300, 10), (24, 10), (10, 10), (11, 10), (3, 10), (1, 1), (0, 5)])
 def test_spread_is_even_and_distinct(frame_count, count):
-    wanted = spread(frame_count, count)
+    wanted = evenly_spread(frame_count, count)
     assert len(wanted) == len(set(wanted)) == min(frame_count, count)
     assert all(0 <= index < frame_count for index in wanted)
     assert len(wanted) < 2 or np.ptp(np.diff(wanted)) <= 1
@@ -191,7 +191,7 @@ def test_truncated_clip_is_read_from_what_decodes(counter, folder):
     frames = read_frames(cut, 4)
     decoded = frames.info.frame_count
     assert 8 <= decoded <= 16 and len(frames.images) == 4
-    assert [index_of(image) for image in frames.images] == spread(decoded, 4)
+    assert [index_of(image) for image in frames.images] == evenly_spread(decoded, 4)
     assert frames.warnings == [f"truncated.mp4: {decoded} frames decode of the 24 that its header promises"]
 
 

@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 from scipy import signal
 
-from kaggle_utils import neural_vocoders, vocoders
-from kaggle_utils.voice import log_power
+from kaggle_utils.voice import neural_vocoders, vocoders
+from kaggle_utils.voice.signal import log_power
 
 RATE = 16000
 

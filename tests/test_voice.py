@@ -5,8 +5,9 @@ import subprocess
 import numpy as np
 import pytest
 
-from kaggle_utils import voice
-from kaggle_utils.video import UnreadableClip
+from kaggle_utils.media import sound
+from kaggle_utils.media.video import UnreadableClip
+from kaggle_utils.voice import signal as voice_signal
 
 RATE, SECONDS = 48000, 3
 START_HZ, HZ_PER_S = 200.0, 1000.0  # a chirp that stays under 3.4 kHz
@@ -53,7 +54,7 @@ def without_tone(samples: np.ndarray, rate: int) -> np.ndarray:
 
 @pytest.mark.parametrize("rate", [8000, 16000])
 def test_chirp_is_read_at_its_frequency_in_every_quarter(clips, rate):
-    samples = voice.read_voice(clips / "sound.mp4", rate)
+    samples = sound.read_voice(clips / "sound.mp4", rate)
     assert samples.dtype == np.float32 and samples.ndim == 1
     assert abs(len(samples) - SECONDS * rate) < 0.1 * rate
     left = without_tone(samples[: int(0.98 * SECONDS * rate)], rate)
@@ -63,14 +64,14 @@ def test_chirp_is_read_at_its_frequency_in_every_quarter(clips, rate):
 
 def test_what_lies_above_the_new_band_vanishes_and_does_not_fold_back(clips):
     right = 0.125  # amplitude of the 7 kHz tone after mixing to one channel
-    assert level_at(voice.read_voice(clips / "sound.mp4", 16000), 16000, 7000) == pytest.approx(right, rel=0.1)
+    assert level_at(sound.read_voice(clips / "sound.mp4", 16000), 16000, 7000) == pytest.approx(right, rel=0.1)
     times = np.arange(2 * RATE) / RATE
-    tone = voice.to_mono(0.5 * np.sin(2 * np.pi * 7000 * times), RATE, 8000)
+    tone = voice_signal.to_mono(0.5 * np.sin(2 * np.pi * 7000 * times), RATE, 8000)
     assert level_at(tone, 8000, 1000) < 1e-3  # 8 − 7 kHz
 
 
 def test_reference_voice_is_the_left_channel_padded_with_zeros(clips):
-    samples = voice.read_reference_voice(clips / "sound.mp4")
+    samples = sound.read_reference_voice(clips / "sound.mp4")
     assert samples.shape == (30000, 1) and samples.dtype == np.float32
     left = 0.5 * chirp(np.arange(SECONDS * 8000) / 8000)
     assert np.corrcoef(samples[2000:22000, 0], left[2000:22000])[0, 1] > 0.99
@@ -79,12 +80,12 @@ def test_reference_voice_is_the_left_channel_padded_with_zeros(clips):
 
 
 def test_only_the_asked_seconds_are_read(clips):
-    assert len(voice.read_voice(clips / "sound.mp4", 16000, seconds=1)) == 16000
+    assert len(sound.read_voice(clips / "sound.mp4", 16000, seconds=1)) == 16000
 
 
 def test_no_sound_track_is_none(clips):
-    assert voice.read_voice(clips / "mute.mp4") is None
-    assert voice.read_reference_voice(clips / "mute.mp4") is None
+    assert sound.read_voice(clips / "mute.mp4") is None
+    assert sound.read_reference_voice(clips / "mute.mp4") is None
 
 
 @pytest.mark.parametrize("content", [b"", b"not a clip", b"#EXTM3U\n#EXTINF:3,\nsound.mp4\n",
@@ -94,12 +95,12 @@ def test_what_is_no_clip_is_refused_by_name(clips, content):
     path = clips / "broken.mp4"
     path.write_bytes(content)
     with pytest.raises(UnreadableClip, match="broken.mp4"):
-        voice.read_voice(path)
+        sound.read_voice(path)
 
 
 def test_both_dfdc_clips_of_a_pair_have_one_voice(real_clips):
-    first, second = (voice.read_voice(real_clips / name) for name in ("hsbwhlolsn.mp4", "rtpbawlmxr.mp4"))
-    assert np.array_equal(first, second) and not voice.is_silent(first)
+    first, second = (sound.read_voice(real_clips / name) for name in ("hsbwhlolsn.mp4", "rtpbawlmxr.mp4"))
+    assert np.array_equal(first, second) and not voice_signal.is_silent(first)
 
 
 @pytest.mark.parametrize("kind", [np.int16, np.int32, np.uint8, np.float32, np.float64])
@@ -109,7 +110,7 @@ def test_to_mono_takes_every_type_and_number_of_channels(kind, channels):
     scale = {np.int16: 2**15, np.int32: 2**31, np.uint8: 128}.get(kind, 1)
     samples = (tone * scale + (128 if kind is np.uint8 else 0)).astype(kind)
     samples = samples if channels == 0 else np.repeat(samples[:, None], channels, axis=1)
-    mono = voice.to_mono(samples, 22050)
+    mono = voice_signal.to_mono(samples, 22050)
     assert mono.dtype == np.float32 and mono.shape == (16000,)
     expected = 0.5 * np.sin(2 * np.pi * 440 * np.arange(16000) / 16000)
     assert np.abs(mono - expected)[200:-200].max() < 0.02
@@ -120,20 +121,20 @@ def test_to_mono_takes_every_type_and_number_of_channels(kind, channels):
 ])
 def test_to_mono_refuses_what_is_no_sound(samples, message):
     with pytest.raises(ValueError, match=message):
-        voice.to_mono(samples, 8000)
+        voice_signal.to_mono(samples, 8000)
 
 
 def test_silence_is_judged_by_its_peak():
     noise = np.random.default_rng(0).uniform(-1, 1, 8000).astype(np.float32)
-    assert voice.is_silent(np.zeros(0)) and voice.is_silent(np.full(100, 0.3))
-    assert voice.is_silent(0.0009 * noise) and not voice.is_silent(0.0015 * noise)
+    assert voice_signal.is_silent(np.zeros(0)) and voice_signal.is_silent(np.full(100, 0.3))
+    assert voice_signal.is_silent(0.0009 * noise) and not voice_signal.is_silent(0.0015 * noise)
 
 
 def test_canonical_voices_differ_in_nothing_but_the_voice():
     random = np.random.default_rng(0)
     speech = random.standard_normal(32000).astype(np.float32)
     quiet = np.concatenate([np.zeros(5000), 0.01 * speech, np.zeros(9000)]).astype(np.float32) + 0.2
-    a, b = voice.canonical(0.3 * speech, 16000), voice.canonical(quiet, 16000)
+    a, b = voice_signal.canonical(0.3 * speech, 16000), voice_signal.canonical(quiet, 16000)
     assert a.dtype == np.float32 and abs(len(a) - len(b)) <= 1600
     for samples in (a, b):
         assert np.sqrt(np.mean(samples**2)) == pytest.approx(10 ** (-26 / 20), rel=1e-3)
@@ -141,27 +142,27 @@ def test_canonical_voices_differ_in_nothing_but_the_voice():
         frequency = np.fft.rfftfreq(len(samples), 1 / 16000)
         assert spectrum[frequency < 30].mean() < 0.05 * spectrum.mean()
         assert spectrum[frequency > 7800].mean() < 0.05 * spectrum.mean()
-    assert len(voice.canonical(np.zeros(1000), 16000)) == 0
+    assert len(voice_signal.canonical(np.zeros(1000), 16000)) == 0
 
 
 def test_windows_cover_long_voices_and_repeat_short_ones():
     samples = np.arange(10.0)
-    assert np.array_equal(voice.windows(samples, 4), [[0, 1, 2, 3], [3, 4, 5, 6], [6, 7, 8, 9]])
-    assert np.array_equal(voice.windows(samples[:3], 7), [[0, 1, 2, 0, 1, 2, 0]])
-    assert voice.windows(np.arange(1000.0), 4, most=5).shape == (5, 4)
+    assert np.array_equal(voice_signal.windows(samples, 4), [[0, 1, 2, 3], [3, 4, 5, 6], [6, 7, 8, 9]])
+    assert np.array_equal(voice_signal.windows(samples[:3], 7), [[0, 1, 2, 0, 1, 2, 0]])
+    assert voice_signal.windows(np.arange(1000.0), 4, most=5).shape == (5, 4)
 
 
 def test_network_windows():
     sound = np.random.default_rng(0).standard_normal((44100, 2)).astype(np.float32)
-    assert voice.network_windows(sound, 44100).shape == (1, 64600)
-    assert voice.network_windows(sound, 44100, reference=True).shape == (1, 30000, 1)
-    assert voice.network_windows(np.zeros(44100), 44100) is None
+    assert voice_signal.network_windows(sound, 44100).shape == (1, 64600)
+    assert voice_signal.network_windows(sound, 44100, reference=True).shape == (1, 30000, 1)
+    assert voice_signal.network_windows(np.zeros(44100), 44100) is None
 
 
 def test_spectrograms_show_a_tone_where_it_is():
     tone = np.sin(2 * np.pi * 2000 * np.arange(16000) / 16000).astype(np.float32)
-    for transform in (voice.log_power, voice.log_mel):
+    for transform in (voice_signal.log_power, voice_signal.log_mel):
         levels, times, frequencies = transform(tone, 16000)
         assert levels.shape == (len(frequencies), len(times)) and levels.max() == 0 and levels.min() >= -80
         assert abs(frequencies[levels[:, 50].argmax()] - 2000) < 100
-    assert voice.lfcc(tone, 16000).shape == (60, 101)
+    assert voice_signal.lfcc(tone, 16000).shape == (60, 101)

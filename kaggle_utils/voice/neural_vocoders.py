@@ -18,8 +18,8 @@ import keras
 import numpy as np
 from keras import layers, ops
 
+from .signal import to_mono
 from .vocoders import mel_filters
-from .voice import to_mono
 
 SEGMENT_FRAMES = 32  # of a training example
 BLOCK = 10  # steps in one call of the device
@@ -67,7 +67,6 @@ class Vocoder:
     def build(self, frames: int = SEGMENT_FRAMES) -> keras.Model:
         """The network, with new weights, for spectrograms of ``frames`` frames."""
         return BUILDERS[self.family](self, frames)
-
 
 VOCODERS: dict[str, Vocoder] = {  # "family:variant"
     "hifigan:22k": Vocoder("hifigan"),
@@ -226,7 +225,6 @@ def flow(vocoder: Vocoder, frames: int) -> keras.Model:
     samples, mel = _inputs(vocoder, frames)
     noise, logdet = Flow(vocoder, frames)(samples, mel)
     return keras.Model({"samples": samples, "mel": mel}, {"noise": noise, "logdet": logdet}, name="flow")
-
 
 BUILDERS: dict[str, Callable[[Vocoder, int], keras.Model]] = {
     "hifigan": hifigan, "melgan": melgan, "vocos": vocos, "diffusion": diffusion, "flow": flow,
@@ -429,7 +427,6 @@ def _likelihood(vocoder: Vocoder, network: keras.Model):
         return ops.mean(ops.square(found["noise"])) / 2 - found["logdet"]
 
     return _plain(network, loss_of)
-
 
 STEPS = {"diffusion": _denoising, "flow": _likelihood}
 

@@ -7,16 +7,15 @@ the first frame is searched.
 Boxes are x, y, width, height in pixels of the source frame, as floats, and may run over the frame's edge.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
 from pathlib import Path
-from typing import NamedTuple
 
 import cv2
 import numpy as np
 
-from . import video
+from ..media import video
+from .detection import Detection, FaceFinder
 
 TIGHT, REFERENCE = "tight", "reference"  # framings
 ROWS, SIZE = 10, 256
@@ -32,33 +31,6 @@ MAX_GROWTH = 2.0  # and unless one is larger than the other by more than this fa
 HELD_FRAMES = 2  # before a track's first and after its last detection, the nearest box holds for so many frames
 SURE = 0.95  # a face seen in one frame only counts from this confidence on
 MIN_WEIGHT = 0.2  # a track of less than this share of the main person's weight is dropped: MTCNN takes some clothes for faces
-
-PNET_CELL = 12  # px, side of P-Net's window
-PYRAMID_START, PYRAMID_FACTOR = 20, 0.709  # the package's pyramid: smallest face in px, and the step between levels
-PNET_THRESHOLD, PNET_NMS, PYRAMID_NMS = 0.6, 0.5, 0.7  # the package's defaults
-
-
-@dataclass(eq=False)
-class Detection:
-    """A face in a frame.
-
-    ``box`` float (4,) x, y, width, height; ``confidence`` in [0, 1]; ``landmarks`` float (5, 2) in source pixels: the
-    eye, then the other, nose, one corner of the mouth, the other, from left to right in the picture.
-    """
-
-    box: np.ndarray
-    confidence: float
-    landmarks: np.ndarray
-
-    @property
-    def side(self) -> float:
-        """Geometric mean of the box's width and height, in pixels."""
-        return float(np.sqrt(self.box[2] * self.box[3]))
-
-    @property
-    def centre(self) -> np.ndarray:
-        """x, y of the box's centre, in pixels."""
-        return self.box[:2] + self.box[2:] / 2
 
 
 @dataclass(eq=False)
@@ -102,150 +74,6 @@ class FaceCrops:
     sources: list[str]
     frame_indices: np.ndarray
     track: int
-
-
-@dataclass(eq=False)
-class Stages:
-    """What each stage of MTCNN keeps of one picture; boxes (n, 5): x, y, width, height in pixels, confidence."""
-
-    pyramid: list[tuple[float, np.ndarray]]  # scale and picture (uint8 RGB) of each level
-    candidates: list[np.ndarray]  # P-Net's windows, level by level
-    proposals: np.ndarray  # those that non-maximum suppression leaves
-    refined: np.ndarray  # after R-Net
-    faces: list[Detection]  # after O-Net
-
-
-class FaceFinder:
-    """Finds faces with MTCNN on frames made smaller; the networks load at the first call, once.
-
-    Args:
-        long_side: a frame with a longer side is shrunk to it, in pixels; None searches every frame as it is.
-        smallest: pyramid levels that only serve faces below this share of the long side are left out; 0 keeps all.
-        batch: so many frames of one size go through the networks together.
-        device: TensorFlow's name of the device.
-    """
-
-    def __init__(self, long_side: int | None = 640, smallest: float = 1 / 25, batch: int = 5, device: str = "CPU:0"):
-        self.long_side = long_side
-        self.smallest = smallest
-        self.batch = batch
-        self.device = device
-
-    def __call__(self, frames: Iterable[np.ndarray]) -> list[list[Detection]]:
-        """The faces of each frame, surest first.
-
-        Args:
-            frames: uint8 RGB pictures (H, W, 3), of any sizes.
-
-        Raises:
-            ValueError: something else among the frames.
-        """
-        small = [self._shrink(frame) for frame in frames]
-        found: list[list[Detection]] = [[] for _ in small]
-        for shape in dict.fromkeys(picture.shape for picture, _ in small):
-            alike = [index for index, (picture, _) in enumerate(small) if picture.shape == shape]
-            for start in range(0, len(alike), self.batch):
-                chunk = alike[start : start + self.batch]
-                rows = self._search(np.stack([small[index][0] for index in chunk])).faces
-                for place, index in enumerate(chunk):
-                    found[index] = _detections(rows[rows[:, 0] == place], small[index][1])
-        return found
-
-    def stages(self, frame: np.ndarray) -> Stages:
-        """Run MTCNN on one uint8 RGB picture (H, W, 3) and return what each stage found, in source pixels."""
-        from mtcnn.utils.images import scale_images
-
-        picture, ratio = self._shrink(frame)
-        found = self._search(picture[None])
-        return Stages(
-            pyramid=[(scale, scale_images(picture, scale).numpy().astype(np.uint8)) for scale in found.scales],
-            candidates=[_boxes(rows, ratio) for rows in found.candidates],
-            proposals=_boxes(found.proposals, ratio),
-            refined=_boxes(found.refined, ratio),
-            faces=_detections(found.faces, ratio),
-        )
-
-    @cached_property
-    def _stages(self) -> list:
-        """The package's three stages, their networks compiled: called layer by layer, MTCNN mostly waits for Python."""
-        import keras
-        import tensorflow as tf
-
-        if keras.backend.backend() != "tensorflow":
-            raise RuntimeError(f"mtcnn needs Keras on TensorFlow, found the backend {keras.backend.backend()!r}: "
-                               "unset KERAS_BACKEND where faces are extracted")
-        from mtcnn import MTCNN
-
-        stages = MTCNN(device=self.device).stages
-        for stage, side in zip(stages, (None, 24, 48), strict=True):
-            pictures = tf.TensorSpec((None, side, side, 3), tf.float32)
-            stage._model = tf.function(stage.model.__call__, input_signature=[pictures])
-        return stages
-
-    def _shrink(self, frame: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """The frame as it is searched, and source pixels per pixel of it in x and y."""
-        if not isinstance(frame, np.ndarray) or frame.dtype != np.uint8 or frame.ndim != 3 or frame.shape[2] != 3:
-            found = f"{frame.dtype} {frame.shape}" if isinstance(frame, np.ndarray) else type(frame).__name__
-            raise ValueError(f"frame: expected a uint8 RGB picture (H, W, 3), found {found}")
-        height, width = frame.shape[:2]
-        if self.long_side is None or max(height, width) <= self.long_side:
-            return frame, np.ones(2)
-        scale = self.long_side / max(height, width)
-        size = max(1, round(width * scale)), max(1, round(height * scale))
-        return cv2.resize(frame, size, interpolation=cv2.INTER_AREA), np.array([width / size[0], height / size[1]])
-
-    def _scales(self, height: int, width: int) -> np.ndarray:
-        """Scales of the package's pyramid, without the levels that only serve faces below the smallest wanted."""
-        from mtcnn.utils.images import build_scale_pyramid
-
-        if min(height, width) < PYRAMID_START:
-            return np.empty(0)
-        scales = build_scale_pyramid(width, height, PYRAMID_START, PYRAMID_FACTOR)
-        return scales[scales * self.smallest * max(height, width) <= PNET_CELL]
-
-    def _search(self, pictures: np.ndarray) -> "_Search":
-        """The three stages on uint8 pictures (n, H, W, 3) of one size; the package's steps on our pyramid."""
-        import tensorflow as tf
-        from mtcnn.utils import bboxes, images
-
-        propose, refine, conclude = self._stages
-        scales = self._scales(*pictures.shape[1:3])
-        with tf.device(self.device):
-            tensor = images.normalize_images(tf.cast(pictures, tf.float32))
-            candidates = []
-            for scale in scales:
-                offsets, scores = propose.model(images.scale_images(tensor, scale))
-                rows = bboxes.generate_bounding_box(offsets, scores, PNET_THRESHOLD)
-                candidates.append(bboxes.upscale_bboxes(rows, np.full(len(pictures), scale)))
-            kept = [bboxes.smart_nms_from_bboxes(rows, PNET_NMS, initial_sort=False) for rows in candidates]
-            kept = bboxes.smart_nms_from_bboxes(np.concatenate([np.empty((0, 6)), *kept]), PYRAMID_NMS)
-            proposals = bboxes.resize_to_square(kept)
-            refined = refine(images_normalized=tensor, bboxes_batch=proposals) if len(proposals) else proposals
-            faces = conclude(images_normalized=tensor, bboxes_batch=refined) if len(refined) else np.empty((0, 16))
-        return _Search(scales, candidates, proposals, refined, faces)
-
-
-class _Search(NamedTuple):
-    """As ``Stages``, of several pictures, in the package's rows: picture, x1, y1, x2, y2, confidence, landmarks."""
-
-    scales: np.ndarray
-    candidates: list[np.ndarray]
-    proposals: np.ndarray
-    refined: np.ndarray
-    faces: np.ndarray
-
-
-def _detections(rows: np.ndarray, ratio: np.ndarray) -> list[Detection]:
-    """O-Net's rows (n, 16) of one picture in source pixels, surest first."""
-    rows = rows[np.argsort(-rows[:, 5], kind="stable")]
-    boxes = _boxes(rows, ratio)
-    landmarks = rows[:, 6:].reshape(-1, 2, 5).transpose(0, 2, 1) * ratio
-    return [Detection(box[:4], float(box[4]), points) for box, points in zip(boxes, landmarks, strict=True)]
-
-
-def _boxes(rows: np.ndarray, ratio: np.ndarray) -> np.ndarray:
-    """The package's rows as (n, 5): x, y, width, height in source pixels, confidence."""
-    return np.column_stack([rows[:, 1:3] * ratio, (rows[:, 3:5] - rows[:, 1:3]) * ratio, rows[:, 5]])
 
 
 def link_tracks(detections: Sequence[Sequence[Detection]]) -> list[Track]:
@@ -311,7 +139,6 @@ def reference_box(box: np.ndarray) -> np.ndarray:
     margin = REFERENCE_MARGIN
     return np.array([max(x - margin, 0), max(y - margin, 0), width + 2 * margin, height + 2 * margin])
 
-
 FRAMINGS: dict[str, Callable[[np.ndarray], np.ndarray]] = {TIGHT: tight_box, REFERENCE: reference_box}
 
 
@@ -363,7 +190,7 @@ def extract_faces(
     if len(frames) == 0:
         raise ValueError("frames: expected at least one picture, found none")
     tracks = link_tracks(finder(frames))[:max_tracks] or [Track(-1)]
-    indices = _spread(len(frames), rows)
+    indices = _evenly_spread(len(frames), rows)
     return [_cut_track(track, frames, indices, FRAMINGS[framing]) for track in tracks]
 
 
@@ -417,7 +244,7 @@ def reference_faces(
     if frame is None:
         raise video.UnreadableClip(path, "no frame decodes")
     kept = kept or [(index, frame, None)]
-    kept = [kept[row] for row in _spread(len(kept), rows)]
+    kept = [kept[row] for row in _evenly_spread(len(kept), rows)]
     boxes = np.stack([reference_box(face.box) if face else fallback_box(*image.shape[:2]) for _, image, face in kept])
     images = np.stack([cut(image, box) for (_, image, _), box in zip(kept, boxes, strict=True)])
     sources = ["detected" if face else "fallback" for *_, face in kept]
@@ -448,6 +275,6 @@ def _tight_in_crop(crop: np.ndarray, faces: list[Detection]) -> np.ndarray:
     return np.array([(width - side) / 2, (height - side) / 2, side, side])
 
 
-def _spread(found: int, rows: int) -> np.ndarray:
+def _evenly_spread(found: int, rows: int) -> np.ndarray:
     """``rows`` positions in a list of ``found``, evenly spread; repeated where there are fewer."""
     return np.linspace(0, found - 1, rows).round().astype(int)

@@ -6,16 +6,15 @@ from typing import Protocol
 
 import numpy as np
 
-from . import metrics, networks
-from .metrics import sigmoid
+from .. import metrics, storage
+from ..metrics import sigmoid
 
-SIDES = ("embedding", "side1", "side2", "side3")
+BRANCH_OUTPUTS = ("embedding", "side1", "side2", "side3")
 
 
 def log_odds(probability: float) -> float:
     """log(p / (1 − p)); what a prior adds to a logit that was calibrated on balanced data."""
     return math.log(probability / (1 - probability))
-
 
 POOLINGS = {"confident": metrics.confident_strategy, "power": metrics.power_transform}  # of the challenge's winners
 
@@ -51,17 +50,6 @@ class Calibration:
     def probability(self, raw, kind: str, prior: float):
         """Calibrated P(fake) at ``prior``, within the limits; NaN stays NaN."""
         return np.clip(sigmoid(self.logit(raw, kind) + log_odds(prior)), *self.limits)
-
-
-def fit_line(labels: np.ndarray, logits: np.ndarray) -> tuple[float, float]:
-    """Scale and shift that make logits log odds, both classes weighted alike (Platt 1999)."""
-    from sklearn.linear_model import LogisticRegression
-
-    middle, spread = float(np.mean(logits)), max(float(np.std(logits)), 1e-6)
-    places = (np.asarray(logits, np.float64)[:, None] - middle) / spread
-    model = LogisticRegression(C=10.0, class_weight="balanced", tol=1e-8).fit(places, labels)
-    scale = float(model.coef_[0, 0] / spread)
-    return scale, float(model.intercept_[0]) - scale * middle
 
 
 class Fusion(Protocol):
@@ -117,9 +105,9 @@ class LastNetwork:
     def __call__(self, face, seen, voice, prior) -> float:
         if not seen.any() and voice is None:
             return prior
-        inputs = {f"face_{name}": face[name][None] for name in SIDES}
+        inputs = {f"face_{name}": face[name][None] for name in BRANCH_OUTPUTS}
         inputs["face_mask"] = seen[None].astype(np.float32)
-        for name in SIDES:
+        for name in BRANCH_OUTPUTS:
             width = self.network.input[f"voice_{name}"].shape[-1]
             inputs[f"voice_{name}"] = np.zeros((1, width), np.float32) if voice is None else voice[name].mean(0)[None]
         inputs["voice_mask"] = np.full((1, 1), voice is not None, np.float32)
@@ -137,5 +125,5 @@ def load(folder: Path, settings: dict, calibration: Calibration) -> Fusion:
     if name == "noisy_or":
         return NoisyOr(calibration, settings["voice_share"])
     if name == "last_network":
-        return LastNetwork(networks.load_network(folder / "fusion.keras"), calibration)
+        return LastNetwork(storage.load_network(folder / "fusion.keras"), calibration)
     raise ValueError(f"{folder}/detector.json: expected the fusion noisy_or or last_network, found {name!r}")

@@ -113,7 +113,7 @@ def read_frames(path: str | Path, count: int = 10) -> Frames:
         images, times, decoded, _ = _read(path, count, decoded)
     if not images or _is_interlaced(path):
         decoded = decoded or header.frame_count
-        images, times = _read_copy(path, spread(decoded, count))
+        images, times = _read_copy(path, evenly_spread(decoded, count))
     if not images:
         raise UnreadableClip(path, f"no frame decodes of the {header.frame_count} that its header promises "
                                    f"(codec {header.codec!r})")
@@ -124,7 +124,7 @@ def read_frames(path: str | Path, count: int = 10) -> Frames:
     return Frames(images, np.array(times), info, warnings)
 
 
-def spread(frame_count: int, count: int) -> list[int]:
+def evenly_spread(frame_count: int, count: int) -> list[int]:
     """Indices of the middles of ``count`` equal parts of ``frame_count`` frames; all indices when there are fewer."""
     if count < 1:
         raise ValueError(f"expected a count of at least 1 frame, found {count}")
@@ -140,7 +140,7 @@ def _read(
     images, times, decoded = [], [], 0
     with _open(path) as capture:
         header = _info(capture)
-        wanted = spread(header.frame_count if frame_count is None else frame_count, count)
+        wanted = evenly_spread(header.frame_count if frame_count is None else frame_count, count)
         for index, time_s in _grab(capture, header.fps):
             decoded = index + 1
             due = len(images) < len(wanted) and index >= wanted[len(images)]

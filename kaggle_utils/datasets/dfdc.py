@@ -2,24 +2,35 @@
 
 import json
 import os
-import tarfile
-from collections.abc import Iterable
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-import cv2
 import numpy as np
 import pandas as pd
+
+from ..kaggle.paths import COMPETITION, input_folder, on_kaggle, project_root, working_folder
+
+
+def data_folder() -> Path:
+    """A data set in DFDC's layout, found in this order:
+
+    the folder that ``DFDC_DATA`` names, the competition's mount on Kaggle, ``data/`` in the clone,
+    and else the miniature data set, which is made on the spot in ``work/miniature``.
+    """
+    if named := os.environ.get("DFDC_DATA"):
+        return Path(named)
+    if on_kaggle():
+        return input_folder(COMPETITION)
+    if (data := project_root() / "data").is_dir():
+        return data
+    from .miniature import make_miniature
+
+    return make_miniature(working_folder() / "miniature")
 
 REAL, FAKE = 0, 1
 VIDEO_SUFFIXES = frozenset([
     ".mp4", ".mov", ".m4v", ".avi", ".mkv", ".webm", ".mpg", ".mpeg", ".wmv", ".flv", ".3gp", ".ts",
 ])
 TRAIN_FOLDERS = ("train_sample_videos", "dfdc_train_part_*", ".")
-VALIDATION_PARTS = range(45, 48)
-TEST_PARTS = range(48, 50)
-UNALTERED_P99 = 9.0  # grey levels: below it, the first frame of a fake shows its original's face
-CROP_SIZE = 224
 
 
 def is_inside(name: str) -> bool:
@@ -117,105 +128,3 @@ def _known_labels(folder: Path, clips: Path) -> dict[str, float]:
         codes = {"REAL": float(REAL), "FAKE": float(FAKE)}
         return {name: codes.get(entry.get("label"), np.nan) for name, entry in read_metadata(metadata).items()}
     return {}
-
-
-def read_face_table(folder: str | Path) -> pd.DataFrame:
-    """The table of DFDC training faces (``faces_*.csv``), one row for each crop.
-
-    Returns:
-        Columns ``videoname``, ``stem``, ``label`` (0 REAL, 1 FAKE), ``original``, ``group`` (stem of the original,
-        or of the clip itself), ``part``, ``source_px`` (side of the square in the source frame), ``archive``, and
-        ``p99`` (99th percentile of the grey-level difference to the original's crop; NaN where unknown).
-    """
-    folder = Path(folder)
-    tables = [
-        pd.read_csv(file, dtype={"original": str}).assign(archive=file.with_suffix("").name + ".tar.xz")
-        for file in sorted(folder.glob("faces_*.csv"))
-    ]
-    if not tables:
-        raise FileNotFoundError(f"{folder}: expected faces_0.csv and its like")
-    table = pd.concat(tables, ignore_index=True)
-    differences = pd.read_csv(folder / "pair_difference.csv").set_index("videoname")["p99"]
-    stem = table["videoname"].str.removesuffix(".mp4")
-    return table.assign(
-        stem=stem,
-        label=(table["label"] == "FAKE").astype(int),
-        group=table["original"].str.removesuffix(".mp4").fillna(stem),
-        p99=table["videoname"].map(differences),
-    )
-
-
-def is_unaltered(table: pd.DataFrame) -> pd.Series:
-    """True for rows that say FAKE and show a face without a visible change (bool, one for each row)."""
-    return (table["label"] == FAKE) & (table["p99"] < UNALTERED_P99)
-
-
-def split_by_part(table: pd.DataFrame) -> pd.DataFrame:
-    """Add the column ``split``: parts 45–47 ``validation``, 48–49 ``test``, the others ``train``.
-
-    Raises:
-        ValueError: an original and one of its fakes fall on two sides.
-    """
-    split = pd.Series("train", index=table.index)
-    split[table["part"].isin(VALIDATION_PARTS)] = "validation"
-    split[table["part"].isin(TEST_PARTS)] = "test"
-    sides = split.groupby(table["group"]).nunique()
-    if (torn := sides.index[sides > 1]).size:
-        raise ValueError(f"expected each original on one side with its fakes, found {list(torn[:3])} on two")
-    return table.assign(split=split)
-
-
-def load_face_crops(folder: str | Path, table: pd.DataFrame, cache: str | Path | None = None) -> np.ndarray:
-    """Read the crops that ``table`` names from their archives, in the table's order.
-
-    Args:
-        folder: holds ``faces_*.tar.xz``.
-        table: rows of :func:`read_face_table`.
-        cache: a ``.npy`` file; made at the first call, mapped into memory afterwards.
-
-    Returns:
-        uint8 RGB (N, 224, 224, 3).
-
-    Raises:
-        FileNotFoundError: crops that the table names are missing from the archives.
-        ValueError: the cache was made for another table.
-    """
-    shape = (len(table), CROP_SIZE, CROP_SIZE, 3)
-    if cache is not None and Path(cache).is_file():
-        crops = np.load(cache, mmap_mode="r", allow_pickle=False)
-        if crops.shape != shape:
-            raise ValueError(f"{cache}: expected crops of shape {shape}, found {crops.shape}; delete the file")
-        return crops
-    crops = np.empty(shape, np.uint8)
-    rows = {stem: row for row, stem in enumerate(table["stem"])}
-    archives = [Path(folder) / name for name in sorted(table["archive"].unique())]
-    with ThreadPoolExecutor(max_workers=len(archives)) as pool:
-        found = set().union(*pool.map(lambda archive: _unpack(archive, rows, crops), archives))
-    if missing := rows.keys() - found:
-        raise FileNotFoundError(f"{folder}: {len(missing)} crops of the table are in no archive, {sorted(missing)[:3]}")
-    if cache is not None:
-        partial = Path(cache).with_suffix(".partial.npy")
-        np.save(partial, crops)
-        partial.replace(cache)
-    return crops
-
-
-def _unpack(archive: Path, rows: dict[str, int], crops: np.ndarray) -> set[str]:
-    """Decode the JPEGs of one archive into their rows of ``crops``; returns the stems that were found."""
-    found = set()
-    with tarfile.open(archive) as members:
-        for member in members:
-            stem = Path(member.name).stem
-            if member.isfile() and stem in rows:
-                encoded = np.frombuffer(members.extractfile(member).read(), np.uint8)
-                crops[rows[stem]] = cv2.cvtColor(cv2.imdecode(encoded, cv2.IMREAD_COLOR), cv2.COLOR_BGR2RGB)
-                found.add(stem)
-    return found
-
-
-def sample_balanced(labels: Iterable[int], count: int, seed: int = 0) -> np.ndarray:
-    """Row numbers (int64, sorted) of a random sample with as many REAL as FAKE, ``count`` in all."""
-    labels = np.asarray(list(labels))
-    rng = np.random.default_rng(seed)
-    halves = [rng.permutation(np.flatnonzero(labels == value))[: count // 2] for value in (REAL, FAKE)]
-    return np.sort(np.concatenate(halves))

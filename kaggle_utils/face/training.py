@@ -18,14 +18,17 @@ import numpy as np
 import pandas as pd
 from keras import ops
 
-from . import efficientnet, networks
-from .augment import FaceAugment, face_mask
-from .dataset import FAKE, REAL, is_unaltered
-from .face_data import Faces, read_faces, read_real_frames
-from .face_evaluation import figures, fit_temperature, flip_averaged, predict_logits, score_faces
-from .metrics import auc, log_loss, sigmoid
-from .face_twins import TWIN_SHAPES, as_delivered, put_back
-from .training import PlanEpochs, WarmupCosine, averaged_weights, data_parallel, dtype_policy, fast_policy, load_checkpoint
+from .. import blocks, storage
+from ..datasets.dfdc import FAKE, REAL
+from ..metrics import auc, log_loss, sigmoid
+from ..training import PlanEpochs, WarmupCosine, averaged_weights, data_parallel, dtype_policy, fast_policy, load_checkpoint
+from . import efficientnet
+from . import networks as face_networks
+from .augment import FaceAugment
+from .data import Faces, is_unaltered, read_faces, read_real_frames
+from .evaluation import face_metrics, fit_temperature, flip_averaged, predict_logits, score_faces
+from .landmarks import face_mask
+from .twins import TWIN_SHAPES, as_delivered, put_back
 
 LABELLED, BLENDED, TWIN = range(3)  # kinds of fakes
 DFDC, ELSEWHERE = "dfdc", 2.5  # reals of other sources are made fakes so many times as often
@@ -56,11 +59,11 @@ class FaceSettings:
         cleaned: leave out the fakes whose face is unaltered.
         real_frames: add the real frames of web video, as themselves and self-blended.
         pairs: of a real and a fake in an epoch; None: as many as there are reals.
-        twins: share of the fakes that are reconstruction twins (``face_twins``), each beside its original.
+        twins: share of the fakes that are reconstruction twins (``twins``), each beside its original.
         reals_of, fakes_of: shares of the sources (``dfdc``, ``web``, ``stills``, ``frames``) among the reals and among the
             labelled fakes; None: as they come. Sources but DFDC are self-blended ``ELSEWHERE`` times as often.
         folds: folds of ``web_faces`` that are kept aside, with every person in them, as the split ``web``.
-        located: weight of a second task, to say where a face was blended (``Located``); 0: none.
+        located: weight of a second task, to say where a face was blended (``LocalisationLoss``); 0: none.
         teachers: ``.keras`` files of face networks whose mean logit is a target (Hinton et al. 2015) on the same
             augmented crops. taught: weight of that target; the label has the rest. taught_sources: only rows of these
             sources are taught, and of them no self-blended and no twins; None: all rows.
@@ -213,11 +216,10 @@ class FaceBatches(keras.utils.PyDataset):
             small = as_delivered((small,), random)[0]
         return cv2.resize(small, crop.shape[1::-1], interpolation=cv2.INTER_LINEAR)
 
-
 # --- the network in training ----------------------------------------------------------------------------------------
 NETWORKS = {
     build.__name__: build for build in
-    (networks.one_image_cnn, networks.mesoinception4, networks.face_inception, efficientnet.efficientnet_lite)
+    (face_networks.one_image_cnn, face_networks.mesoinception4, face_networks.face_inception, efficientnet.efficientnet_lite)
 }
 
 
@@ -225,20 +227,20 @@ def build_face_network(settings: FaceSettings, policy: str = "float32") -> keras
     """The network of ``settings`` with its head: (size, size, 3) pixels 0–255 -> a dict with ``logit`` (1)."""
     options = {"input_size": settings.size, **settings.network_options}
     with dtype_policy(policy):
-        return networks.with_head(NETWORKS[settings.network](**options))
+        return blocks.with_head(NETWORKS[settings.network](**options))
 
 
 def load_start(network: keras.Model, path: str | Path) -> None:
     """Fill ``network`` from a file as ``FaceSettings.start`` names it."""
     if Path(path).suffix == ".keras":
-        network.set_weights(networks.load_network(path).get_weights())
+        network.set_weights(storage.load_network(path).get_weights())
     elif Path(path).suffix == ".pth":
         efficientnet.load_torch_weights(network, path)
     else:
-        networks.load_inception_weights(network, path)
+        face_networks.load_inception_weights(network, path)
 
 
-class Located(keras.layers.Layer):
+class LocalisationLoss(keras.layers.Layer):
     """A second task for a grid on the way (n, h, w, channels): was this cell blended with an altered copy?
 
     Adds ``weight`` times the cross-entropy to the loss, for reals (nowhere) and the self-blended (their mask); where
@@ -263,7 +265,7 @@ class Located(keras.layers.Layer):
         return logit
 
 
-class Taught(keras.layers.Layer):
+class DistillationLoss(keras.layers.Layer):
     """Moves the target of some rows from the label by ``weight`` towards the mean of ``teachers``, who see the same pixels.
 
     The cross-entropy is linear in its target, so the difference is (label - teacher) · logit. Returns its first
@@ -307,10 +309,11 @@ def make_trainer(network: keras.Model, settings: FaceSettings, crop_size: int, s
     seen = keras.Model(network.input, outputs)(pixels)
     logit = keras.layers.Activation("linear", dtype="float32")(seen["logit"])
     if settings.located:
-        logit = Located(settings.located, dtype="float32")(logit, seen["grid"], mask, inputs["label"])
+        logit = LocalisationLoss(settings.located, dtype="float32")(logit, seen["grid"], mask, inputs["label"])
     if settings.teachers:
-        teachers = [networks.load_network(path, policy) for path in settings.teachers]
-        logit = Taught(teachers, settings.taught, name="teachers", dtype="float32")(logit, pixels, inputs["label"], inputs["taught"])
+        teachers = [storage.load_network(path, policy) for path in settings.teachers]
+        losses = DistillationLoss(teachers, settings.taught, name="teachers", dtype="float32")
+        logit = losses(logit, pixels, inputs["label"], inputs["taught"])
     optimizer = keras.optimizers.AdamW(settings.learning_rate, weight_decay=settings.weight_decay,
                                        use_ema=settings.average is not None, ema_momentum=settings.average or 0.99)
     planned = optimizer.add_variable((), initializer="zeros", dtype="float32", name="planned_steps")
@@ -370,7 +373,7 @@ def train_face(
         checkpoints: write one after each epoch.
         validate_every: epochs between validations of the averaged weights; 0: only at the end.
         workers: threads that gather batches.
-        twins: of each real row, uint8 like its crop (``face_twins.make_twins``).
+        twins: of each real row, uint8 like its crop (``twins.make_twins``).
     """
     began, folder = time.monotonic(), Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -416,40 +419,25 @@ def save_run(run: FaceRun, folder: Path, extra: dict) -> None:
     """Write the network (float16 if it is large), history, validation scores, settings and figures of a run."""
     name = run.settings.name
     policy = "float16" if run.network.count_params() > HALF_FROM else "float32"
-    networks.save_network(run.network, folder / f"{name}.keras", policy)
+    storage.save_network(run.network, folder / f"{name}.keras", policy)
     run.history.to_csv(folder / f"{name}.history.csv", index=False)
     summary = {"settings": asdict(run.settings), "epochs": len(run.history), "keras": keras.__version__,
                "backend": keras.backend.backend(), **extra}
     if run.scores is not None:
         run.scores.to_csv(folder / f"{name}.validation.csv", index=False, float_format="%.5f")
         temperature = fit_temperature(run.scores["label"].to_numpy(), run.scores["logit"].to_numpy())
-        summary |= figures(run.scores) | {
+        summary |= face_metrics(run.scores) | {
             "temperature": temperature,
-            "calibrated": figures(run.scores, temperature)["log_loss"],
-            "auc_flipped": figures(flip_averaged(run.scores))["auc"],
+            "calibrated": face_metrics(run.scores, temperature)["log_loss"],
+            "auc_flipped": face_metrics(flip_averaged(run.scores))["auc"],
         }
     (folder / f"{name}.json").write_text(json.dumps(summary, indent=1), encoding="utf-8")
 
-
-def average_runs(settings: FaceSettings, paths: Sequence[str | Path], faces: Faces, folder: str | Path) -> FaceRun:
-    """The mean of the weights of runs that began at the same weights (Wortsman et al. 2022), scored and saved as a run.
-
-    Args:
-        settings: of the runs, under the name of the new one. paths: their ``.keras`` files.
-    """
-    network = build_face_network(settings)
-    members = [networks.load_network(path).get_weights() for path in paths]
-    network.set_weights([np.mean(weights, axis=0) for weights in zip(*members, strict=True)])
-    run = FaceRun(settings, network, pd.DataFrame(), score_faces(network, faces, "validation", settings.size))
-    save_run(run, Path(folder), {"average_of": [Path(path).name for path in paths]})
-    return run
-
-
 # --- named runs -----------------------------------------------------------------------------------------------------
 # An average over 100 steps: these runs are too short for one over 1,000, which would keep their first weights.
-ALIKE = FaceSettings(crops=8000, size=160, epochs=10, learning_rate=1e-3, average=0.99, self_blended=0.0)
-STUDY = replace(ALIKE, network="one_image_cnn")
-SELF_BLENDED = replace(ALIKE, name="inception_self_blended", start=IMAGENET, self_blended=0.4)
+ABLATION = FaceSettings(crops=8000, size=160, epochs=10, learning_rate=1e-3, average=0.99, self_blended=0.0)
+STUDY = replace(ABLATION, network="one_image_cnn")
+SELF_BLENDED = replace(ABLATION, name="inception_self_blended", start=IMAGENET, self_blended=0.4)
 REMEDIES = (
     replace(STUDY, name="reference_batch4", batch_size=4, learning_rate=2.5e-4),
     replace(STUDY, name="reference_batch64"),
@@ -459,14 +447,14 @@ REMEDIES = (
     replace(STUDY, name="residual", network_options={"block": "residual"}),
     replace(STUDY, name="gated", network_options={"block": "gated"}),
     replace(STUDY, name="dense", network_options={"block": "dense"}),
-    replace(ALIKE, name="mesoinception4", network="mesoinception4"),
-    replace(ALIKE, name="inception_scratch"),
-    replace(ALIKE, name="inception_pretrained", start=IMAGENET),
+    replace(ABLATION, name="mesoinception4", network="mesoinception4"),
+    replace(ABLATION, name="inception_scratch"),
+    replace(ABLATION, name="inception_pretrained", start=IMAGENET),
     SELF_BLENDED,
 )
 ALL_SHAPES = ("hull", "hull_without_forehead", "parts", "components", "raised_components", "mouth")
 IN_PLACE = {"in_place": 0.35}
-FURTHER = (  # one change each to the last of the rows above
+SINGLE_CHANGES = (  # one change each to the last of the rows above
     replace(SELF_BLENDED, name="uncleaned", cleaned=False),
     replace(SELF_BLENDED, name="mixed", mixed=0.3),
     replace(SELF_BLENDED, name="all_shapes", mask_shapes=ALL_SHAPES),
@@ -475,16 +463,16 @@ FURTHER = (  # one change each to the last of the rows above
     replace(SELF_BLENDED, name="high_pass", network_options={"high_pass": True}),
     replace(SELF_BLENDED, name="no_augmentation", augment=None, self_blended=0.0),
 )
-MANY = FaceSettings(name="inception_many", start=IMAGENET, seed=3, epochs=34, mixed=0.15, mask_shapes=ALL_SHAPES)
+LONG_RUN = FaceSettings(name="inception_many", start=IMAGENET, seed=3, epochs=34, mixed=0.15, mask_shapes=ALL_SHAPES)
 DISTILLED = replace(
-    MANY, name="distilled", start="inception_256", size=256, seed=21, mixed=0.3, learning_rate=2e-4,
+    LONG_RUN, name="distilled", start="inception_256", size=256, seed=21, mixed=0.3, learning_rate=2e-4,
     teachers=("inception_many", "inception_256"),
 )
 RUNS = {run.name: run for run in (
-    MANY,
-    replace(MANY, name="inception_256", size=256, seed=11),
-    replace(MANY, name="inception_located", size=256, located=0.5, real_frames=True, augment=IN_PLACE, seed=12),
-    replace(MANY, name="efficientnet_lite", network="efficientnet_lite", start=PACKAGE, size=256, real_frames=True,
+    LONG_RUN,
+    replace(LONG_RUN, name="inception_256", size=256, seed=11),
+    replace(LONG_RUN, name="inception_located", size=256, located=0.5, real_frames=True, augment=IN_PLACE, seed=12),
+    replace(LONG_RUN, name="efficientnet_lite", network="efficientnet_lite", start=PACKAGE, size=256, real_frames=True,
             augment=IN_PLACE, seed=13),
     DISTILLED,
     replace(DISTILLED, name="distilled_web", real_frames=True, seed=22),
@@ -492,7 +480,7 @@ RUNS = {run.name: run for run in (
             teachers=("distilled_web", "inception_256", "inception_located", "efficientnet_lite")),
     FaceSettings(name="one_image_cnn", network="one_image_cnn", size=256, epochs=8, learning_rate=1e-3, average=0.99,
                  self_blended=0.0),
-    *REMEDIES, *FURTHER,
+    *REMEDIES, *SINGLE_CHANGES,
 )}
 
 

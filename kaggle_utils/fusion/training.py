@@ -13,14 +13,15 @@ import numpy as np
 import pandas as pd
 from tqdm.auto import tqdm
 
-from .augment import FaceAugment
-from .dataset import FAKE, REAL
-from .face_data import Faces
-from .fusion import SIDES, Calibration, NoisyOr, fit_line, log_odds, pooled
-from .metrics import auc, bootstrap_interval, expected_calibration_error, log_loss, sigmoid
-from .networks import FRAMES, last_cnn
-from .voice import windows
-from .voice_training import Voices
+from ..blocks import FRAMES
+from ..datasets.dfdc import FAKE, REAL
+from ..face.augment import FaceAugment
+from ..face.data import Faces
+from ..metrics import auc, bootstrap_interval, expected_calibration_error, fit_line, log_loss, sigmoid
+from ..voice.data import Voices
+from ..voice.signal import windows
+from .networks import last_cnn
+from .rules import BRANCH_OUTPUTS, Calibration, NoisyOr, log_odds, pooled
 
 MISSING = 0.15  # share of the training clips without a face, and of those without a voice
 KINDS = {(REAL, REAL): "real", (FAKE, REAL): "fake face", (REAL, FAKE): "fake voice", (FAKE, FAKE): "both fake"}
@@ -64,14 +65,14 @@ class Embeddings:
             return cls(outputs, file["labels"], file["groups"])
 
 
-def kept(path: str | Path, make: Callable[[], Embeddings]) -> Embeddings:
+def cached_embeddings(path: str | Path, make: Callable[[], Embeddings]) -> Embeddings:
     """What ``make`` returns, kept in the file ``path``, from which the next call reads it. Delete it for other weights."""
     if not Path(path).is_file():
         make().save(path)
     return Embeddings.load(path)
 
 
-class Viewer(keras.Model):
+class AugmentedNetwork(keras.Model):
     """A face network that sees its input through ``augment``, in prediction too."""
 
     def __init__(self, network: keras.Model, augment: FaceAugment):
@@ -91,13 +92,14 @@ def embed_faces(network: keras.Model, faces: Faces, size: int = 256, views: int 
         size: side of the views in pixels, which the network takes.
         views: how many are different; they are repeated to ten.
     """
-    viewer = Viewer(network, FaceAugment(size, zoom=1.06, shift=0.04, angle=5.0, cutout=0.0, quality=0.25, seed=seed))
+    augmented = AugmentedNetwork(network, FaceAugment(
+        size, zoom=1.06, shift=0.04, angle=5.0, cutout=0.0, quality=0.25, seed=seed))
     order, count = np.resize(np.arange(views), FRAMES), len(faces.table)
     parts = []
     for start in tqdm(range(0, count, FACES_AT_ONCE), unit="batch"):
         rows = np.repeat(np.minimum(np.arange(start, start + FACES_AT_ONCE), count - 1), views)
         crops, ones = faces.crops[rows], np.ones((len(rows), 1), np.float32)
-        outputs = viewer.predict_on_batch({"crop": crops, "mask": np.zeros_like(crops[..., :1]), "points": faces.points[rows],
+        outputs = augmented.predict_on_batch({"crop": crops, "mask": np.zeros_like(crops[..., :1]), "points": faces.points[rows],
                                            "label": ones, "width": ones})
         parts.append({name: np.asarray(x).reshape(FACES_AT_ONCE, views, -1)[:, order] for name, x in outputs.items()})
     outputs = {name: np.concatenate([part[name] for part in parts])[:count] for name in parts[0]}
@@ -153,8 +155,8 @@ def assemble(faces: Embeddings, voices: Embeddings, count: int, seed: int = 0, m
     lost = random.choice([0.0, 0.0, 0.3], count) * (missing > 0)
     mask = (random.random((count, FRAMES)) >= lost[:, None]) & seen[:, None]
     mask[seen & ~mask.any(axis=1), 0] = True
-    inputs = {f"face_{name}": faces.outputs[name][face_rows] for name in SIDES}
-    inputs |= {f"voice_{name}": voices.outputs[name][voice_rows] for name in SIDES}
+    inputs = {f"face_{name}": faces.outputs[name][face_rows] for name in BRANCH_OUTPUTS}
+    inputs |= {f"voice_{name}": voices.outputs[name][voice_rows] for name in BRANCH_OUTPUTS}
     inputs |= {"face_mask": mask.astype(np.float32), "voice_mask": heard[:, None].astype(np.float32)}
     logits = faces.outputs["logit"][face_rows][..., 0]
     table = pd.DataFrame({"face": np.where(seen, faces.labels[face_rows], -1),
@@ -273,7 +275,7 @@ def kind_of(clips: Clips) -> np.ndarray:
     return np.array([KINDS.get(pair, "missing") for pair in zip(clips.table["face"], clips.table["voice"], strict=True)])
 
 
-def figures(clips: Clips, chances: np.ndarray, interval: bool = True) -> dict:
+def fusion_metrics(clips: Clips, chances: np.ndarray, interval: bool = True) -> dict:
     """Log loss of each kind and of all, AUC of each fake kind against real clips and of all, calibration error."""
     kinds, labels, groups = kind_of(clips), clips.labels, clips.table["group"].to_numpy()
     lines = {}
@@ -295,5 +297,5 @@ def figures(clips: Clips, chances: np.ndarray, interval: bool = True) -> dict:
 
 def compare(methods: dict[str, Method], calibrate: Clips, test: Clips, interval: bool = True) -> pd.DataFrame:
     """One line for each method on the same clips: :func:`figures` of its probabilities."""
-    return pd.DataFrame({name: figures(test, probabilities(method, calibrate, test), interval)
+    return pd.DataFrame({name: fusion_metrics(test, probabilities(method, calibrate, test), interval)
                          for name, method in methods.items()}).T

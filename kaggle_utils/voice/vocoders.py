@@ -12,7 +12,7 @@ from collections.abc import Callable
 import numpy as np
 from scipy import fft, linalg, signal
 
-from .voice import triangular_filters
+from .signal import triangular_filters
 
 FRAME_S, STEP_S = 0.032, 0.008  # analysis frames of the source-filter vocoder
 PITCH_HZ = (60, 400)
@@ -143,7 +143,6 @@ def _stretch(samples: np.ndarray, factor: float, fft_length: int = 1024) -> np.n
     advance = np.angle(spectrum[:, left + 1] * np.conj(spectrum[:, left]))
     phase = np.angle(spectrum[:, :1]) + np.cumsum(np.pad(advance, ((0, 0), (1, 0)))[:, :-1], axis=1)
     return istft(magnitude * np.exp(1j * phase), fft_length, hop, round(len(samples) * factor))
-
 
 GENERATORS: dict[str, tuple[Callable, dict]] = {  # "family:variant" -> function and its options
     "griffin_lim:mel80": (griffin_lim, {"bands": 80, "iterations": 32}),

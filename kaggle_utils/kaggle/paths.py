@@ -28,13 +28,13 @@ def quick() -> bool:
 
 def project_root() -> Path:
     """The folder that holds the ``kaggle_utils`` package: the clone, or the mounted data set."""
-    return Path(__file__).resolve().parents[1]
+    return Path(__file__).resolve().parents[2]
 
 
 def install_wheels() -> list[str]:
     """Install, without the internet, the wheels that lie beside the package, where mtcnn is absent, as in Kaggle's image.
 
-    Their dependencies are left as the image has them. The first cell of each notebook calls it.
+    Their dependencies are left as the image has them.
 
     Returns:
         names of the packages that were installed.
@@ -47,6 +47,26 @@ def install_wheels() -> list[str]:
     subprocess.run(command, check=True)
     importlib.invalidate_caches()
     return names
+
+
+def prepare() -> None:
+    """Make a notebook or a command ready: install the wheels that are missing, and load TensorFlow quietly.
+
+    TensorFlow prints some lines to standard error while it loads, before any setting can stop it. They are discarded.
+    """
+    install_wheels()
+    if os.environ.get("KERAS_BACKEND", "tensorflow") != "tensorflow" or "tensorflow" in sys.modules:
+        return
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    sys.stderr.flush()
+    kept = os.dup(2)
+    with open(os.devnull, "wb") as nowhere:
+        os.dup2(nowhere.fileno(), 2)
+    try:
+        importlib.import_module("tensorflow")
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
 
 
 def input_root() -> Path:
@@ -103,23 +123,6 @@ def working_folder() -> Path:
     folder = Path(os.environ.get("DEEPFAKE_WORK") or (KAGGLE_WORKING if on_kaggle() else project_root() / "work"))
     folder.mkdir(parents=True, exist_ok=True)
     return folder
-
-
-def data_folder() -> Path:
-    """A data set in DFDC's layout, found in this order:
-
-    the folder that ``DFDC_DATA`` names, the competition's mount on Kaggle, ``data/`` in the clone,
-    and else the miniature data set, which is made on the spot in ``work/miniature``.
-    """
-    if named := os.environ.get("DFDC_DATA"):
-        return Path(named)
-    if on_kaggle():
-        return input_folder(COMPETITION)
-    if (data := project_root() / "data").is_dir():
-        return data
-    from .miniature import make_miniature
-
-    return make_miniature(working_folder() / "miniature")
 
 
 def models_folder() -> Path:

@@ -14,9 +14,9 @@ import numpy as np
 import pandas as pd
 from scipy.optimize import minimize_scalar
 
-from .dataset import CROP_SIZE, FAKE, REAL, is_unaltered
-from .face_data import Faces, read_split
-from .metrics import auc, bootstrap_interval, log_loss, sigmoid
+from ..datasets.dfdc import FAKE, REAL
+from ..metrics import auc, bootstrap_interval, log_loss, sigmoid
+from .data import CROP_SIZE, Faces, is_unaltered, read_split
 
 SOURCE_SIZES = (0, 185, 224, np.inf)  # source_px: small, middle and large faces
 
@@ -63,7 +63,7 @@ def fit_temperature(labels: np.ndarray, logits: np.ndarray) -> float:
     return float(np.exp(minimize_scalar(loss, bounds=(-3, 3), method="bounded").x))
 
 
-def figures(scores: pd.DataFrame, temperature: float = 1.0, column: str = "logit", interval: bool = False) -> dict:
+def face_metrics(scores: pd.DataFrame, temperature: float = 1.0, column: str = "logit", interval: bool = False) -> dict:
     """AUC, log loss and log loss with both classes weighted alike; with a 95 % bootstrap interval by original if asked."""
     labels, probabilities = scores["label"].to_numpy(), sigmoid(scores[column] / temperature)
     metrics = {"auc": auc, "log_loss": log_loss, "balanced_log_loss": balanced_log_loss}
@@ -92,7 +92,7 @@ def evaluate(scores: pd.DataFrame, temperature: float = 1.0, column: str = "logi
         groups[f"source {low}–{high} px"] = scores[(scores["source_px"] >= low) & (scores["source_px"] < high)]
     groups |= {f"part {part}": rows for part, rows in scores.groupby("part")}
     both = {name: rows for name, rows in groups.items() if rows["label"].nunique() == 2}
-    return pd.DataFrame({name: figures(rows, temperature, column, interval and rows["group"].nunique() > 1)
+    return pd.DataFrame({name: face_metrics(rows, temperature, column, interval and rows["group"].nunique() > 1)
                          for name, rows in both.items()}).T
 
 
@@ -124,7 +124,6 @@ def _coarser(crop: np.ndarray, factor: int) -> np.ndarray:
     small = cv2.resize(crop, (side // factor, side // factor), interpolation=cv2.INTER_AREA)
     return cv2.resize(small, (side, side), interpolation=cv2.INTER_LINEAR)
 
-
 QUALITIES: dict[str, Callable[[np.ndarray], np.ndarray]] = {
     "as it is": lambda crop: crop,
     "JPEG 50": lambda crop: _jpeg(crop, 50),
@@ -145,7 +144,7 @@ def by_quality(network: keras.Model, data: str | Path, count: int = 600, line: t
     faces, lines = read_split(data, "validation", count), {}
     for name, worse in QUALITIES.items():
         logits = predict_logits(network, np.stack([worse(crop) for crop in faces.crops]), CROP_SIZE, batch=32)
-        lines[name] = figures(faces.table.assign(logit=line[0] * logits + line[1]), interval=True)
+        lines[name] = face_metrics(faces.table.assign(logit=line[0] * logits + line[1]), interval=True)
     return pd.DataFrame(lines).T
 
 
@@ -186,7 +185,7 @@ def compare(folder: str | Path, split: str = "validation", best: int = 3, interv
     runs = read_scores(folder, split)
     shared = sorted(set.intersection(*(set(scores["stem"]) for scores in runs.values())))
     runs = {name: scores.set_index("stem").loc[shared] for name, scores in runs.items()}
-    order = sorted(runs, key=lambda name: -figures(runs[name])["auc"])
+    order = sorted(runs, key=lambda name: -face_metrics(runs[name])["auc"])
     if len(order) > best > 1:
         members = [runs[name] for name in order[:best]]
         average = {name: np.mean([member[name] for member in members], axis=0) for name in ("logit", "logit_flipped")}
@@ -195,9 +194,9 @@ def compare(folder: str | Path, split: str = "validation", best: int = 3, interv
     for name, scores in runs.items():
         temperature = fit_temperature(scores["label"].to_numpy(), scores["logit"].to_numpy())
         lines[name] = {
-            **figures(scores, interval=interval),
+            **face_metrics(scores, interval=interval),
             "temperature": temperature,
-            "calibrated": figures(scores, temperature)["log_loss"],
-            "auc_flipped": figures(flip_averaged(scores))["auc"],
+            "calibrated": face_metrics(scores, temperature)["log_loss"],
+            "auc_flipped": face_metrics(flip_averaged(scores))["auc"],
         }
     return pd.DataFrame(lines).T.sort_values("auc", ascending=False)

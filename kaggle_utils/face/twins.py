@@ -17,7 +17,8 @@ import keras
 import numpy as np
 from keras import layers, ops
 
-from .augment import face_mask
+from ..training import WarmupCosine, dtype_policy
+from .landmarks import face_mask
 
 SIDES = (128, 192, 256)  # pixels: a crop passes at one of these sizes; multiples of every design's stride
 TRAINED_SIDE = 192
@@ -212,8 +213,6 @@ class _Windows(keras.utils.PyDataset):
 def train_autoencoder(design: Design, crops: np.ndarray, steps: int = 900, batch: int = 32, seed: int = 0,
                       policy: str = "float32", workers: int = 4) -> keras.Model:
     """An autoencoder of ``design`` trained on real faces uint8 (N, S, S, 3), rebuilt under float32."""
-    from .training import WarmupCosine, dtype_policy
-
     keras.utils.set_random_seed(seed)
     with dtype_policy(policy):
         network = autoencoder(design)
@@ -259,7 +258,7 @@ def make_twins(crops: np.ndarray, networks: Sequence[keras.Model], seed: int = 0
 
 
 def put_back(original: np.ndarray, twin: np.ndarray, points: np.ndarray, shape: str, random: np.random.Generator) -> np.ndarray:
-    """The original with its twin ``whole`` or inside the softened mask of ``shape`` (:func:`augment.face_mask`); uint8.
+    """The original with its twin ``whole`` or inside the softened mask of ``shape`` (:func:`landmarks.face_mask`); uint8.
 
     Args:
         original, twin: uint8 (S, S, 3). points: landmarks (81, 2), pixels.

@@ -1,17 +1,125 @@
 """Faces to learn from: DFDC's training crops with landmarks and splits, real frames of web video, crops of any clips."""
 
 import tarfile
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
 import cv2
 import numpy as np
 import pandas as pd
-from tqdm.auto import tqdm
 
-from .augment import mean_landmarks
-from .dataset import CROP_SIZE, FAKE, REAL, is_unaltered, load_face_crops, read_face_table, sample_balanced, split_by_part
+from ..datasets.dfdc import FAKE, REAL
+from .framing import FaceCrops
+from .landmarks import mean_landmarks
+
+VALIDATION_PARTS = range(45, 48)
+TEST_PARTS = range(48, 50)
+UNALTERED_P99 = 9.0  # grey levels: below it, the first frame of a fake shows its original's face
+CROP_SIZE = 224
+
+
+def read_face_table(folder: str | Path) -> pd.DataFrame:
+    """The table of DFDC training faces (``faces_*.csv``), one row for each crop.
+
+    Returns:
+        Columns ``videoname``, ``stem``, ``label`` (0 REAL, 1 FAKE), ``original``, ``group`` (stem of the original,
+        or of the clip itself), ``part``, ``source_px`` (side of the square in the source frame), ``archive``, and
+        ``p99`` (99th percentile of the grey-level difference to the original's crop; NaN where unknown).
+    """
+    folder = Path(folder)
+    tables = [
+        pd.read_csv(file, dtype={"original": str}).assign(archive=file.with_suffix("").name + ".tar.xz")
+        for file in sorted(folder.glob("faces_*.csv"))
+    ]
+    if not tables:
+        raise FileNotFoundError(f"{folder}: expected faces_0.csv and its like")
+    table = pd.concat(tables, ignore_index=True)
+    differences = pd.read_csv(folder / "pair_difference.csv").set_index("videoname")["p99"]
+    stem = table["videoname"].str.removesuffix(".mp4")
+    return table.assign(
+        stem=stem,
+        label=(table["label"] == "FAKE").astype(int),
+        group=table["original"].str.removesuffix(".mp4").fillna(stem),
+        p99=table["videoname"].map(differences),
+    )
+
+
+def is_unaltered(table: pd.DataFrame) -> pd.Series:
+    """True for rows that say FAKE and show a face without a visible change (bool, one for each row)."""
+    return (table["label"] == FAKE) & (table["p99"] < UNALTERED_P99)
+
+
+def split_by_part(table: pd.DataFrame) -> pd.DataFrame:
+    """Add the column ``split``: parts 45–47 ``validation``, 48–49 ``test``, the others ``train``.
+
+    Raises:
+        ValueError: an original and one of its fakes fall on two sides.
+    """
+    split = pd.Series("train", index=table.index)
+    split[table["part"].isin(VALIDATION_PARTS)] = "validation"
+    split[table["part"].isin(TEST_PARTS)] = "test"
+    sides = split.groupby(table["group"]).nunique()
+    if (torn := sides.index[sides > 1]).size:
+        raise ValueError(f"expected each original on one side with its fakes, found {list(torn[:3])} on two")
+    return table.assign(split=split)
+
+
+def load_face_crops(folder: str | Path, table: pd.DataFrame, cache: str | Path | None = None) -> np.ndarray:
+    """Read the crops that ``table`` names from their archives, in the table's order.
+
+    Args:
+        folder: holds ``faces_*.tar.xz``.
+        table: rows of :func:`read_face_table`.
+        cache: a ``.npy`` file; made at the first call, mapped into memory afterwards.
+
+    Returns:
+        uint8 RGB (N, 224, 224, 3).
+
+    Raises:
+        FileNotFoundError: crops that the table names are missing from the archives.
+        ValueError: the cache was made for another table.
+    """
+    shape = (len(table), CROP_SIZE, CROP_SIZE, 3)
+    if cache is not None and Path(cache).is_file():
+        crops = np.load(cache, mmap_mode="r", allow_pickle=False)
+        if crops.shape != shape:
+            raise ValueError(f"{cache}: expected crops of shape {shape}, found {crops.shape}; delete the file")
+        return crops
+    crops = np.empty(shape, np.uint8)
+    rows = {stem: row for row, stem in enumerate(table["stem"])}
+    archives = [Path(folder) / name for name in sorted(table["archive"].unique())]
+    with ThreadPoolExecutor(max_workers=len(archives)) as pool:
+        found = set().union(*pool.map(lambda archive: _unpack(archive, rows, crops), archives))
+    if missing := rows.keys() - found:
+        raise FileNotFoundError(f"{folder}: {len(missing)} crops of the table are in no archive, {sorted(missing)[:3]}")
+    if cache is not None:
+        partial = Path(cache).with_suffix(".partial.npy")
+        np.save(partial, crops)
+        partial.replace(cache)
+    return crops
+
+
+def _unpack(archive: Path, rows: dict[str, int], crops: np.ndarray) -> set[str]:
+    """Decode the JPEGs of one archive into their rows of ``crops``; returns the stems that were found."""
+    found = set()
+    with tarfile.open(archive) as members:
+        for member in members:
+            stem = Path(member.name).stem
+            if member.isfile() and stem in rows:
+                encoded = np.frombuffer(members.extractfile(member).read(), np.uint8)
+                crops[rows[stem]] = cv2.cvtColor(cv2.imdecode(encoded, cv2.IMREAD_COLOR), cv2.COLOR_BGR2RGB)
+                found.add(stem)
+    return found
+
+
+def sample_balanced(labels: Iterable[int], count: int, seed: int = 0) -> np.ndarray:
+    """Row numbers (int64, sorted) of a random sample with as many REAL as FAKE, ``count`` in all."""
+    labels = np.asarray(list(labels))
+    rng = np.random.default_rng(seed)
+    halves = [rng.permutation(np.flatnonzero(labels == value))[: count // 2] for value in (REAL, FAKE)]
+    return np.sort(np.concatenate(halves))
 
 MORE = "faces_more.tar"
 LANDMARK_PRESENCE = 0.5  # below it, the mean landmarks serve
@@ -176,30 +284,39 @@ def read_real_frames(folder: str | Path, size: int = CROP_SIZE, width: float = F
                  np.full(len(rows), width, np.float32))
 
 
-def faces_of_clips(clips: pd.DataFrame, crops_per_clip: int = 4, size: int = CROP_SIZE) -> Faces:
+def faces_of_people(clips: pd.DataFrame, people: dict[str, FaceCrops], size: int = CROP_SIZE) -> Faces:
     """Crops of the main person of labelled clips, in the tight framing, with the mean landmarks.
 
+    Every fourth original, with its fakes, is for validation. ``p99`` says how far a fake's crop differs from its original's
+    in grey levels, so that :func:`is_unaltered` finds fakes of the voice alone.
+
     Args:
-        clips: rows of ``dataset.read_dfdc``; every fourth original, with its fakes, is for validation.
-        crops_per_clip: evenly spread over the clip; crops without a detected face are left out.
+        clips: rows of ``datasets.dfdc.read_dfdc``.
+        people: the main person's crops of each clip, by file name, such as ``extraction.load_extract(path).people[0]``.
+            Crops without a detected face are left out.
         size: side of the crops in pixels.
     """
-    from .faces import FaceFinder, extract_faces
-    from .video import read_frames
-
-    finder, rows, crops = FaceFinder(), [], []
     held_out = set(sorted(clips["group"].unique())[3::4])
-    for clip in tqdm(clips.to_dict("records"), unit="clip"):
-        person = extract_faces(read_frames(clip["path"], crops_per_clip).images, finder, rows=crops_per_clip)[0]
-        for number, (image, source) in enumerate(zip(person.images, person.sources, strict=True)):
-            if source == "detected":
-                rows.append({
-                    "stem": f"{Path(clip['filename']).stem}_{number}", "label": int(clip["label"] == "FAKE"),
-                    "group": clip["group"], "part": clip["part"],
-                    "source_px": int(person.boxes[number][2]), "p99": np.nan,
-                    "split": "validation" if clip["group"] in held_out else "train",
-                })
-                crops.append(cv2.resize(image, (size, size), interpolation=cv2.INTER_AREA))
+    rows, crops = [], []
+    for clip in clips.to_dict("records"):
+        person, original = people[clip["filename"]], people.get(clip["original"])
+        for number in np.flatnonzero(np.array(person.sources) == "detected"):
+            image = cv2.resize(person.images[number], (size, size), interpolation=cv2.INTER_AREA)
+            rows.append({
+                "stem": f"{Path(clip['filename']).stem}_{number}", "label": int(clip["label"] == "FAKE"),
+                "group": clip["group"], "part": clip["part"], "source_px": int(person.boxes[number][2]),
+                "p99": _difference(person, original, number),
+                "split": "validation" if clip["group"] in held_out else "train",
+            })
+            crops.append(image)
     if not rows:
         raise ValueError(f"expected a face in some of {len(clips)} clips, found none")
     return Faces(pd.DataFrame(rows), np.stack(crops), np.repeat(mean_landmarks(size)[None], len(rows), axis=0))
+
+
+def _difference(person: FaceCrops, original: FaceCrops | None, number: int) -> float:
+    """99th percentile of the difference of two blurred crops in grey levels; NaN without an original."""
+    if original is None:
+        return np.nan
+    pair = [cv2.GaussianBlur(crops.images[number].astype(np.float32), (0, 0), 2) for crops in (person, original)]
+    return float(np.percentile(np.abs(pair[0] - pair[1]), 99))

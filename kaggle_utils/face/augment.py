@@ -8,76 +8,14 @@ Self-blended images follow Shiohara and Yamasaki, "Detecting Deepfakes with Self
 is a real face blended with a slightly altered copy of itself. The masks are drawn on the host (:func:`face_mask`).
 """
 
-import cv2
 import keras
 import numpy as np
 from keras import ops
 
-JAW, BROWS, NOSE_BRIDGE, MOUTH = range(17), range(17, 27), range(27, 31), range(48, 68)
-MASK_SHAPES = {
-    "parts": ((*JAW, *MOUTH), (*NOSE_BRIDGE, 33), (*BROWS, 0, 16)),
-    "components": (
-        (*range(9), 17), (*range(8, 17), 26), (17, 18, 19, 8), (24, 25, 26, 8), (*range(19, 25), 8),
-        (*range(17, 22), 27, *range(31, 36), 8), (*range(22, 27), 27, *range(31, 36), 8), (*range(27, 36),),
-    ),
-    "hull": (tuple(range(81)),),
-    "hull_without_forehead": (tuple(range(68)),),
-    "mouth": ((*range(3, 14), 33, *MOUTH),),
-}
+from .compression import CHROMINANCE_TABLE, jpeg
+
 BLEND_RATIOS = (0.25, 0.5, 0.75, 1.0, 1.0, 1.0)
-LUMINANCE_TABLE = np.array([
-    [16, 11, 10, 16, 24, 40, 51, 61], [12, 12, 14, 19, 26, 58, 60, 55],
-    [14, 13, 16, 24, 40, 57, 69, 56], [14, 17, 22, 29, 51, 87, 80, 62],
-    [18, 22, 37, 56, 68, 109, 103, 77], [24, 35, 55, 64, 81, 104, 113, 92],
-    [49, 64, 78, 87, 103, 121, 120, 101], [72, 92, 95, 98, 112, 100, 103, 99],
-], "float32")
-CHROMINANCE_TABLE = np.full((8, 8), 99, "float32")
 CHROMINANCE_TABLE[:4, :4] = [[17, 18, 24, 47], [18, 21, 26, 66], [24, 26, 56, 99], [47, 66, 99, 99]]
-TO_YCBCR = np.array([
-    [0.299, 0.587, 0.114], [-0.168736, -0.331264, 0.5], [0.5, -0.418688, -0.081312],
-], "float32")
-
-# Mean of the training crops (224 px, tight framing) that show a face: x, y of the 68 usual points, then the forehead.
-MEAN_LANDMARKS = np.array([
-    18, 54, 19, 94, 20, 114, 29, 157, 38, 174, 48, 187, 71, 205, 97, 217, 114, 218, 132, 217, 158, 205,
-    181, 187, 191, 174, 200, 157, 209, 113, 210, 94, 209, 54, 28, 41, 42, 35, 55, 30, 72, 30, 92, 32,
-    134, 32, 154, 29, 171, 29, 184, 34, 199, 41, 113, 58, 113, 79, 113, 97, 113, 108, 95, 123, 103, 128,
-    113, 127, 124, 128, 132, 123, 49, 67, 59, 62, 74, 61, 89, 69, 76, 72, 61, 72, 138, 68, 152, 61, 167, 62,
-    177, 67, 166, 72, 151, 72, 78, 161, 92, 150, 103, 146, 114, 147, 124, 146, 135, 149, 150, 161, 135, 173,
-    125, 176, 114, 177, 103, 176, 93, 173, 83, 160, 106, 157, 114, 157, 122, 157, 145, 160, 123, 163,
-    114, 163, 105, 163, 22, 37, 30, 21, 43, 8, 64, -1, 86, -4, 113, -5, 139, -5, 162, -1, 183, 8, 196, 21,
-    205, 37, 18, 54, 209, 54,
-], "float32").reshape(81, 2)
-MEAN_SIDE = 224
-
-
-def mean_landmarks(size: int) -> np.ndarray:
-    """Where the 81 landmarks lie in an average crop of ``size`` pixels in the tight framing, float32 (81, 2)."""
-    return MEAN_LANDMARKS * np.float32(size / MEAN_SIDE)
-
-
-def face_mask(points: np.ndarray, shape: str, size: int) -> np.ndarray:
-    """Draw the convex parts of a face that a forgery would replace.
-
-    Args:
-        points: landmarks (81, 2) in pixels: the usual 68, then 13 of the forehead; they may lie outside the crop.
-        shape: a key of ``MASK_SHAPES``, or ``"raised_components"``, whose brows stand higher by half their
-            distance to the eyes.
-        size: side of the mask in pixels.
-
-    Returns:
-        uint8 (size, size), 0 or 255.
-    """
-    points = np.asarray(points, np.float64).copy()
-    if shape == "raised_components":
-        points[17:22, 1] -= (points[36:42, 1].min() - points[17:22, 1].mean()) / 2
-        points[22:27, 1] -= (points[42:48, 1].min() - points[22:27, 1].mean()) / 2
-        shape = "components"
-    mask = np.zeros((size, size), np.uint8)
-    for part in MASK_SHAPES[shape]:
-        hull = cv2.convexHull(np.rint(points[list(part)]).astype(np.int32))
-        cv2.fillConvexPoly(mask, hull, 255)
-    return mask
 
 
 class Draws:
@@ -289,57 +227,6 @@ def self_blend(crops, masks, draw: Draws, untouched: float = 0.06, warp: float =
     mask = soften(mask, draw.choice(radii), draw.choice(radii), draw.uniform(5, 45))
     mask = mask * inner_window(size, untouched, draw.uniform(0.04, 0.15)) * draw.choice(BLEND_RATIOS)
     return {"real": target, "source": source, "mask": mask, "fake": mask * source + (1 - mask) * target}
-
-
-# --- compression ----------------------------------------------------------------------------------------------------
-def _dct_matrix() -> np.ndarray:
-    frequency, position = np.arange(8)[:, None], np.arange(8)[None]
-    matrix = np.cos((2 * position + 1) * frequency * np.pi / 16) / 2
-    matrix[0] /= 2**0.5
-    return matrix.astype("float32")
-
-
-def _quantise(planes, table):
-    """Round the 8 × 8 DCT coefficients of ``planes`` (N, S, S, C) to multiples of ``table`` (N, 8, 8)."""
-    size, channels = planes.shape[1], planes.shape[-1]
-    dct, table = _dct_matrix(), table[:, None]
-    blocks = ops.reshape(planes, (-1, size // 8, 8, size // 8, 8, channels))
-    blocks = ops.reshape(ops.transpose(blocks, (0, 1, 3, 5, 2, 4)), (-1, (size // 8) ** 2 * channels, 8, 8))
-    coefficients = ops.round(ops.matmul(ops.matmul(dct, blocks), dct.T) / table) * table
-    blocks = ops.reshape(ops.matmul(ops.matmul(dct.T, coefficients), dct), (-1, size // 8, size // 8, channels, 8, 8))
-    return ops.reshape(ops.transpose(blocks, (0, 1, 4, 2, 5, 3)), (-1, size, size, channels))
-
-
-def _doubled(planes):
-    """Twice as many rows and columns, each new one 3/4 the nearest and 1/4 the next, as libjpeg makes chroma."""
-    for axis in (1, 2):
-        count = planes.shape[axis]
-        places = np.arange(count)
-        before, after = (ops.take(planes, np.clip(places + step, 0, count - 1), axis=axis) for step in (-1, 1))
-        pair = ops.stack([0.75 * planes + 0.25 * before, 0.75 * planes + 0.25 * after], axis=axis + 1)
-        sides = [side * (1 + (number == axis)) for number, side in enumerate(planes.shape[1:], 1)]
-        planes = ops.reshape(pair, (-1, *sides))
-    return planes
-
-
-def jpeg(images, quality):
-    """What a JPEG of ``quality`` (N, 1, 1, 1; 1–100) leaves of ``images``: 4:2:0 chroma, the standard tables.
-
-    Follows ITU-T T.81 without its lossless entropy coding; the side must be a multiple of 16.
-    """
-    size = images.shape[1]
-    quality = ops.reshape(quality, (-1, 1, 1))
-    scale = ops.where(quality < 50, 5000 / quality, 200 - 2 * quality)
-    luminance, chrominance = (
-        ops.clip(ops.floor((table[None] * scale + 50) / 100), 1.0, 255.0)
-        for table in (LUMINANCE_TABLE, CHROMINANCE_TABLE)
-    )
-    planes = ops.matmul(images, TO_YCBCR.T)
-    luma = _quantise(planes[..., :1] - 128, luminance) + 128
-    half = ops.reshape(planes[..., 1:], (-1, size // 2, 2, size // 2, 2, 2))
-    chroma = _doubled(_quantise(ops.mean(half, axis=(2, 4)), chrominance))
-    planes = ops.concatenate([luma, chroma], axis=-1)
-    return ops.clip(ops.matmul(planes, np.linalg.inv(TO_YCBCR).T.astype("float32")), 0.0, 255.0)
 
 
 # --- cut-out --------------------------------------------------------------------------------------------------------

@@ -9,11 +9,13 @@ import keras
 import numpy as np
 import pandas as pd
 
-from .dataset import FAKE, REAL
-from .metrics import auc, equal_error_rate, sigmoid
+from ..datasets.dfdc import FAKE, REAL
+from ..media.sound import SAMPLE_RATE
+from ..metrics import auc, equal_error_rate, sigmoid
+from .data import Voices, noisy, recode, to_int16
+from .signal import canonical, lfcc
+from .training import VoiceSettings, predict_logits, unheard
 from .vocoders import family
-from .voice import SAMPLE_RATE, canonical, lfcc
-from .voice_training import Voices, VoiceSettings, noisy, predict_logits, recode, to_int16, unheard
 
 CHANNELS = ("as recorded", "aac_64", "opus_24", "telephone", "noise 15 dB")
 
@@ -27,15 +29,6 @@ def threshold_of_eer(scores: pd.DataFrame) -> float:
     misses = np.searchsorted(fake, places, side="left") / len(fake)
     found = np.argmin(np.abs(alarms - misses))
     return float(places[max(found - 1, 0)] + places[found]) / 2
-
-
-def fit_line(labels: np.ndarray, logits: np.ndarray) -> tuple[float, float]:
-    """Scale and shift that make logits log odds, both classes weighted alike (Platt 1999)."""
-    from sklearn.linear_model import LogisticRegression
-
-    spread = max(float(np.std(logits)), 1e-6)
-    model = LogisticRegression(C=10.0, class_weight="balanced").fit(np.asarray(logits)[:, None] / spread, labels)
-    return float(model.coef_[0, 0] / spread), float(model.intercept_[0])
 
 
 def by_family(scores: pd.DataFrame, families: Sequence[str] | None = None) -> pd.DataFrame:

@@ -19,7 +19,7 @@ from pathlib import Path
 
 from tqdm.auto import tqdm
 
-from .platform import kernel_slug, kernel_title, project_root
+from .paths import kernel_slug, kernel_title, project_root
 
 METADATA = "kernel-metadata.json"
 SUBMISSION = "07_fusion_inference"
@@ -59,7 +59,6 @@ class KaggleError(RuntimeError):
 
 
 # -- which kernels, in which order ------------------------------------------------------------------------------
-
 def notebooks(root: Path | None = None) -> dict[str, Path]:
     """The notebooks of the project by name (file name without suffix)."""
     return {path.stem: path for path in sorted(((root or project_root()) / "notebooks").glob("[0-9]*.ipynb"))}
@@ -96,7 +95,6 @@ def sources(name: str, pushed: Iterable[str], needs: dict[str, tuple[str, ...]] 
 
 
 # -- metadata ---------------------------------------------------------------------------------------------------
-
 def metadata_of(name: str, owner: str, pushed: Iterable[str] = (), root: Path | None = None) -> dict:
     """The metadata of a notebook's kernel: those of the submission kernel, with what differs.
 
@@ -200,7 +198,6 @@ def set_owner(name: str, root: Path | None = None) -> list[Path]:
 
 
 # -- staging ----------------------------------------------------------------------------------------------------
-
 def stage(names: list[str], owner: str, build: Path, root: Path | None = None) -> dict[str, Path]:
     """Copy each notebook with its metadata to a folder of its own in ``build``, and check it.
 
@@ -255,7 +252,6 @@ def empty(folder: Path) -> Path:
 
 
 # -- Kaggle's client --------------------------------------------------------------------------------------------
-
 def call(*arguments: str, expect: str, seconds: float) -> re.Match:
     """Run Kaggle's client once.
 
@@ -374,7 +370,6 @@ def _follow(name: str, question: tuple[str, ...], expect: str, every: float, sec
 
 
 # -- all of it --------------------------------------------------------------------------------------------------
-
 def push(names: list[str], owner: str | None = None, *, dry_run: bool = False, with_data: bool = True,
          output: Path | None = None, every: float = 30, seconds: float = 120, build: Path | None = None) -> None:
     """Stage notebooks, push the data set and then each kernel when those that it needs have ended.

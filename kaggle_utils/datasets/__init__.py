@@ -1,0 +1,1 @@
+"""Data sets in DFDC's layout: the real one and the miniature."""

@@ -1,0 +1,1 @@
+"""How faces and a voice become one probability."""

@@ -1,0 +1,1 @@
+"""Kaggle: where things are mounted there, and the push."""

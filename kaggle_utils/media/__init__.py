@@ -1,0 +1,1 @@
+"""Read clips and sound files that come from strangers."""

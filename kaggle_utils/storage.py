@@ -1,0 +1,89 @@
+"""Save and load networks as ``.keras`` files: float16 on disk, float32 in memory, no code is run."""
+
+import json
+import tempfile
+import zipfile
+from pathlib import Path
+
+import keras
+import numpy as np
+from keras import layers, ops
+
+from .voice import networks as _  # noqa: F401  registers the layers that saved networks hold
+
+
+# --- files -------------------------------------------------------------------------------------------------
+def save_network(model: keras.Model, path: Path | str, policy: str = "float16") -> None:
+    """Writes `model` as a .keras file without optimizer, its weights in float16 (half the size) or float32.
+
+    Raises ValueError naming the layer when a weight is not finite in that type (above 65,504 in float16, or NaN).
+    """
+    weights = [np.asarray(ops.convert_to_numpy(x), "float32") for x in model.weights]
+    with np.errstate(over="ignore"):
+        stored = [x.astype(policy) for x in weights]
+    for variable, weight, kept in zip(model.weights, weights, stored, strict=True):
+        if not np.isfinite(kept).all():
+            worst = np.abs(weight).max()
+            raise ValueError(f"{path}: layer {variable.path} holds {worst:.6g}, which {policy} "
+                             f"(up to {np.finfo(policy).max:.6g}) cannot store")
+    config = keras.saving.serialize_keras_object(model)
+    config.pop("compile_config", None)  # with it the file would hold an optimizer
+    twin = _rebuilt(config, policy)
+    twin.set_weights(stored)
+    twin.save(path)
+
+
+def load_network(path: Path | str, policy: str = "float32") -> keras.Model:
+    """The network of a .keras file, built under `policy` whatever that of the file; no code in it is run.
+
+    Raises FileNotFoundError when there is no such file and ValueError when it is not a .keras file.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such file, expected weights in a .keras file")
+    if not zipfile.is_zipfile(path):
+        raise ValueError(f"{path}: found {path.stat().st_size} bytes that are no archive, expected a .keras file")
+    with zipfile.ZipFile(path) as file, tempfile.TemporaryDirectory() as folder:
+        model = _rebuilt(json.loads(file.read("config.json")), policy)
+        model.load_weights(file.extract("model.weights.h5", folder))  # in the archive, each step back reads it from the start
+    return model
+
+
+def load_branch(folder: Path | str, name: str) -> keras.Model:
+    """The network NAME.keras of a folder, `averaged` with the members NAME_*.keras that lie beside it."""
+    first = load_network(Path(folder) / f"{name}.keras")
+    others = [load_network(path) for path in sorted(Path(folder).glob(f"{name}_*.keras"))]
+    return averaged(first, *others) if others else first
+
+
+def averaged(first: keras.Model, *others: keras.Model) -> keras.Model:
+    """The network `first` with the mean of its logit and that of `others` on the same input in the place of its own.
+
+    The layers of `first` stay as they are, so that its "logit" layer still holds what it says alone.
+    """
+    logits = [first.output["logit"], *(other(first.input)["logit"] for other in others)]
+    return keras.Model(first.input, {**first.output, "logit": layers.Average(name="mean_logit")(logits)}, name=first.name)
+
+
+def _rebuilt(config: dict, policy: str) -> keras.Model:
+    """A fresh model of a serialized one, every layer under the dtype policy `policy`."""
+    return keras.saving.deserialize_keras_object(_with_policy(config, policy), safe_mode=True)
+
+# What newer releases of Keras write into a file and 3.13, Kaggle's, does not know; at these values it changes nothing.
+NEWER_DEFAULTS = {
+    "input_axes": None, "output_axes": None, "renorm": False, "renorm_clipping": None, "renorm_momentum": 0.99,
+}  # fmt: skip
+
+
+def _with_policy(config, policy: str):
+    if isinstance(config, list):
+        return [_with_policy(x, policy) for x in config]
+    if not isinstance(config, dict):
+        return config
+    if config.get("class_name") == "DTypePolicy":
+        return {**config, "config": {"name": policy}}
+    return {
+        key: _with_policy(x, policy)
+        for key, x in config.items()
+        if not (key in NEWER_DEFAULTS and x == NEWER_DEFAULTS[key])
+    }

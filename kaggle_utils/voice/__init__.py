@@ -1,0 +1,1 @@
+"""Voices: made alike, learnt and judged."""

@@ -1,0 +1,77 @@
+"""The rooms of kaggle_utils: which may import which, how large they may grow, and a clip's way through them."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+from conftest import ROOT
+
+# From the ground floor up. A room may import from its own floor only where the row says so, and never from above.
+FLOORS = [
+    ["metrics", "training", "kaggle.paths", "results"],
+    ["blocks", "face.networks", "voice.networks", "fusion.networks", "storage"],
+    ["media.video", "media.isolation", "media.sound"],
+    ["datasets.drawing", "datasets.babble", "datasets.miniature", "datasets.dfdc"],
+    ["face.detection", "face.framing", "face.efficientnet", "face.compression", "face.landmarks",
+     "face.augment", "face.data", "face.evaluation", "face.training"],
+    ["voice.signal", "voice.vocoders", "voice.neural_vocoders", "voice.data", "voice.training",
+     "voice.evaluation"],
+    ["fusion.rules", "fusion.training"],
+    ["extraction", "submission"],
+    ["detector"],
+    ["plots", "explain", "report", "kaggle.push"],
+    ["__main__"],
+]
+ORDER = {room: (floor, place) for floor, rooms in enumerate(FLOORS) for place, room in enumerate(rooms)}
+LONGEST_FILE, WHOLE_MODULE, SERVING = 450, 7500, 4000  # lines
+SCORES_A_CLIP = ["__init__", "__main__", "detector", "extraction", "submission", "storage", "blocks", "metrics", "kaggle.paths",
+                 "media.video", "media.isolation", "media.sound", "datasets.dfdc", "face.detection", "face.framing",
+                 "voice.signal", "voice.networks", "fusion.rules", "explain", "report", "plots"]
+
+
+def files() -> dict[str, Path]:
+    package = ROOT / "kaggle_utils"
+    return {".".join(path.relative_to(package).with_suffix("").parts): path for path in sorted(package.rglob("*.py"))}
+
+
+def imported(room: str, source: str) -> set[str]:
+    """The rooms that the source of ``room`` imports, at its top or inside a function."""
+    package = ["kaggle_utils", *room.split(".")[:-1]]
+    names = set()
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.ImportFrom) and node.level:
+            base = package[: len(package) - node.level + 1] + (node.module.split(".") if node.module else [])
+            for alias in node.names:
+                for found in (".".join([*base, alias.name][1:]), ".".join(base[1:])):
+                    if found in ORDER:
+                        names.add(found)
+                        break
+    return names
+
+
+def climbs(room: str, source: str) -> set[str]:
+    """Imports that lead up: to a higher floor, or to a later room of the same floor."""
+    return {other for other in imported(room, source) if ORDER[other] >= ORDER[room]}
+
+
+def test_every_file_has_its_room():
+    assert {room for room in files() if room.rpartition(".")[2] != "__init__"} == set(ORDER)
+
+
+def test_no_room_imports_a_higher_one():
+    found = {room: climbs(room, path.read_text(encoding="utf-8")) for room, path in files().items() if room in ORDER}
+    assert not {room: others for room, others in found.items() if others}
+
+
+@pytest.mark.parametrize("planted", ["from ..detector import Detector", "from .. import report", "from .training import x",
+                                     "def late():\n    from ..fusion import rules"])
+def test_a_planted_arrow_is_seen(planted):
+    assert climbs("face.framing", planted)
+
+
+def test_rooms_stay_small():
+    lines = {room: len(path.read_text(encoding="utf-8").splitlines()) for room, path in files().items()}
+    assert not {room: count for room, count in lines.items() if count > LONGEST_FILE}
+    assert sum(lines.values()) <= WHOLE_MODULE
+    assert sum(lines[room] for room in SCORES_A_CLIP) <= SERVING
