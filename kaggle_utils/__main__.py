@@ -77,6 +77,12 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument("-o", "--output", type=Path, help="where weights and scores go (default: work/training)")
     train.set_defaults(run=run_train)
 
+    prepare = commands.add_parser("prepare", help="cut faces for training, with landmarks")
+    prepare.add_argument("what", choices=["dfdc", "stills", "web"], help="part folders, portraits or clips of the web")
+    prepare.add_argument("folder", type=Path, help="DFDC's part folders with their metadata.json, or the research data")
+    prepare.add_argument("-o", "--output", type=Path, help="where the table and crops go (default: work/WHAT_faces)")
+    prepare.set_defaults(run=run_prepare)
+
     evaluate = commands.add_parser("evaluate", help="measure the face network on faces of parts that it never saw, "
                                    "also made worse, or compare saved scores of runs")
     evaluate.add_argument("what", choices=["face", "quality", "runs"])
@@ -84,6 +90,7 @@ def _parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--split", choices=["validation", "test"], default="validation")
     evaluate.add_argument("--scores", type=Path, help="runs: a folder of scores or one table (default: "
                           "models/face_validation.csv)")
+    evaluate.add_argument("--models", type=Path, help="folder of weights (default: models/)")
     evaluate.set_defaults(run=run_evaluate)
 
     push = commands.add_parser("push", help="run notebooks on Kaggle: upload code, weights and wheels, push, wait for the end")
@@ -219,6 +226,15 @@ def run_train(options: argparse.Namespace) -> None:
     run(options.name, _research_data(options), output, options.minutes)
 
 
+def run_prepare(options: argparse.Namespace) -> None:
+    """Cut faces for training."""
+    from .face import preparation
+
+    output = options.output or paths.working_folder() / f"{options.what}_faces"
+    table = getattr(preparation, f"prepare_{options.what}")(options.folder, output)
+    print(f"{output}: {len(table)} faces, {table['label'].isin(['REAL', 0]).sum()} of them REAL")
+
+
 def run_evaluate(options: argparse.Namespace) -> None:
     """Print the tables of the model cards."""
     import pandas as pd
@@ -230,13 +246,19 @@ def run_evaluate(options: argparse.Namespace) -> None:
         tables = {"validation parts 45–47": face_evaluation.compare(kept)}
     else:
         from .detector import Detector
+        from .face import outside
 
-        detector = Detector.load()
-        network, line, data = detector.face, detector.calibration.lines["crop"], _research_data(options)
+        detector, models = Detector.load(options.models), options.models or paths.models_folder()
+        line, data = detector.calibration.lines["crop"], _research_data(options)
         if options.what == "quality":
-            tables = {"validation crops made worse": face_evaluation.by_quality(network, data, line=line)}
+            tables = {"validation crops made worse": face_evaluation.by_quality(detector.face, data, line=line)}
         else:
-            tables = face_evaluation.evaluate_network(network, data, options.split, line)
+            folds = models / outside.FOLDS
+            tables = {f"DFDC, {options.split}": outside.evaluate_dfdc(outside.read_members(models), data, options.split, line),
+                      "clips of generators and people never met (web_faces)": outside.evaluate_folds(folds, line),
+                      "real clips of the same, by kind": outside.false_alarms(folds, line),
+                      "whole clips": outside.evaluate_clips(detector, data),
+                      "still portraits": outside.evaluate_portraits(detector, data)}
     with pd.option_context("display.width", 250, "display.max_columns", None, "display.max_rows", None):
         for name, table in tables.items():
             print(f"{name}\n{table.round(3).to_string()}\n")

@@ -1,6 +1,7 @@
 """Faces to learn from: DFDC's training crops with landmarks and splits, real frames of web video, crops of any clips."""
 
 import tarfile
+import zlib
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -121,6 +122,15 @@ def sample_balanced(labels: Iterable[int], count: int, seed: int = 0) -> np.ndar
     halves = [rng.permutation(np.flatnonzero(labels == value))[: count // 2] for value in (REAL, FAKE)]
     return np.sort(np.concatenate(halves))
 
+WEB_FOLDS = (  # of web_faces: generators of the fakes, people of the real clips
+    ("OmniHuman-1", "OmniHuman-1.5", "mead_M030", "st_nice", "st_sad_emotion", "st_sadfather", "st_sadgirl", "st_spata"),
+    ("HunyuanVideo-Avatar", "feifei", "mead_W009", "pcavs_00098", "pcavs_00473", "st_happyenglish", "st_surprisegirl"),
+    ("Loopy", "roop", "grid_bbaf2n", "grid_sbwe5n", "hdtf_RD_Radio10", "mead_W011", "pcavs_517600055", "pcavs_681100216",
+     "roop_target"),
+    ("CyberHost", "InfiniteTalk", "aoc", "fom_08", "kristi_noem", "pcavs_741400163", "reagan", "st_furious", "trump"),
+    ("Sonic", "DreamTalk", "StyleTalk", "andrew", "ani_poseref", "fom_10", "grid_lbax4n", "grid_pwij3p", "obama",
+     "pcavs_00015", "st_vscodehappy"),
+)
 MORE = "faces_more.tar"
 LANDMARK_PRESENCE = 0.5  # below it, the mean landmarks serve
 FRAME_WIDTH = 1.3  # of the real frames of web video, in sides of the tight framing
@@ -230,6 +240,17 @@ def keep_aside(faces: Faces, folds: Sequence[int]) -> Faces:
         table.loc[~held & (table["split"] == "train") & people.map(lambda names: bool(names & met)), "split"] = "left_out"
         table.loc[held, "split"] = "web"
     return Faces(table, faces.crops, faces.points, faces.widths)
+
+
+def web_fold(generator: str, person: str) -> int:
+    """The fold of a clip of ``web_faces``: that of its generator, or of its person where it is real; -1 for any other."""
+    name = generator if isinstance(generator, str) else person
+    return next((number for number, names in enumerate(WEB_FOLDS) if name in names), -1)
+
+
+def is_kept_portrait(name: str) -> bool:
+    """Whether a real still, by its file name, is one of the fifth that no network learns from."""
+    return zlib.crc32(name.split(".")[0].encode()) % 5 == 0
 
 
 def read_split(data: str | Path, split: str, count: int | None = None, altered: bool = False) -> Faces:

@@ -12,7 +12,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
-import cv2
 import keras
 import numpy as np
 import pandas as pd
@@ -25,13 +24,11 @@ from ..training import PlanEpochs, WarmupCosine, averaged_weights, data_parallel
 from . import efficientnet
 from . import networks as face_networks
 from .augment import FaceAugment
-from .data import Faces, is_unaltered, read_faces, read_real_frames
+from .data import Faces, is_unaltered, joined, keep_aside, read_faces, read_real_frames, read_set
 from .evaluation import face_metrics, fit_temperature, flip_averaged, predict_logits, score_faces
-from .landmarks import face_mask
-from .twins import TWIN_SHAPES, as_delivered, put_back
+from .feeding import FaceBatches
+from .twins import DESIGNS, make_twins, train_autoencoder
 
-LABELLED, BLENDED, TWIN = range(3)  # kinds of fakes
-DFDC, ELSEWHERE = "dfdc", 2.5  # reals of other sources are made fakes so many times as often
 HALF_FROM = 5_000_000  # parameters: smaller networks are stored in float32
 LOCATED_GRID = "mixed7"
 IMAGENET = "imagenet"  # a run's start: the InceptionV3 weights beside the research data
@@ -58,6 +55,8 @@ class FaceSettings:
         crops: train on this many crops, classes balanced; None: on all.
         cleaned: leave out the fakes whose face is unaltered.
         real_frames: add the real frames of web video, as themselves and self-blended.
+        more_fakes: add the fakes of DFDC's ``more_faces.csv``. sets: names of further sets of tight crops
+            (``preparation.prepare_stills`` and ``prepare_clips``) in ``face_sets``.
         pairs: of a real and a fake in an epoch; None: as many as there are reals.
         twins: share of the fakes that are reconstruction twins (``twins``), each beside its original.
         reals_of, fakes_of: shares of the sources (``dfdc``, ``web``, ``stills``, ``frames``) among the reals and among the
@@ -88,6 +87,8 @@ class FaceSettings:
     crops: int | None = None
     cleaned: bool = True
     real_frames: bool = False
+    more_fakes: bool = False
+    sets: tuple[str, ...] = ()
     pairs: int | None = None
     twins: float = 0.0
     reals_of: dict | None = None
@@ -100,121 +101,6 @@ class FaceSettings:
     seed: int = 0
     policy: str | None = None
 
-
-# --- feeding --------------------------------------------------------------------------------------------------------
-def aligned_original(faces: Faces, fake: int, real: int) -> np.ndarray:
-    """The crop of row ``real`` moved onto the face of row ``fake`` by a similarity of their landmarks; uint8."""
-    matrix, _ = cv2.estimateAffinePartial2D(faces.points[real], faces.points[fake])
-    crop = faces.crops[real]
-    if matrix is None:
-        return crop
-    return cv2.warpAffine(crop, matrix, crop.shape[1::-1], borderMode=cv2.BORDER_REPLICATE)
-
-
-class FaceBatches(keras.utils.PyDataset):
-    """Balanced batches for :class:`augment.FaceAugment`: half REAL, half fakes, drawn anew in each epoch.
-
-    What a batch holds depends on the seed, the epoch and its number alone, so that a resumed run goes on as if
-    nothing had happened. Set ``epoch`` before the epoch begins (``PlanEpochs`` does).
-    """
-
-    def __init__(self, faces: Faces, rows: np.ndarray, settings: FaceSettings, workers: int = 4):
-        super().__init__(workers=workers, max_queue_size=4 * workers)
-        labels = faces.table["label"].to_numpy()
-        self.faces, self.settings, self.twins = faces, settings, {}
-        self.reals, self.fakes = rows[labels[rows] == REAL], rows[labels[rows] == FAKE]
-        if len(self.reals) < settings.batch_size // 2 or not len(self.fakes):
-            raise ValueError(f"expected half a batch ({settings.batch_size // 2}) of REAL crops or more and some FAKE, "
-                             f"found {len(self.reals)} and {len(self.fakes)}")
-        place = {stem: row for row, stem in enumerate(faces.table["stem"])}
-        original = np.array([place.get(group, -1) for group in faces.table["group"]])
-        self.original = np.where(np.isin(original, rows), original, -1)  # none from another split
-        self.sources, sides = faces.sources, faces.table["source_px"].to_numpy()
-        self.sides = sides
-        self.real_sides = {source: sides[self.reals[self.sources[self.reals] == source]] for source in np.unique(self.sources)}
-        self.dfdc = self.sources == DFDC
-        self.taught = np.isin(self.sources, settings.taught_sources or np.unique(self.sources)).astype(np.float32)
-        # how readily a real is made a fake; of a source without fakes every one is, so that the source tells nothing
-        often = np.where(self.sources == DFDC, 1.0, ELSEWHERE)
-        self.often = np.where(np.isin(self.sources, self.sources[self.fakes]) & (faces.widths < 1.25), often, 1e9)
-        self.epoch = 0
-
-    @property
-    def num_batches(self) -> int:
-        return 2 * (self.settings.pairs or len(self.reals)) // self.settings.batch_size
-
-    @property
-    def epoch(self) -> int:
-        return self._epoch
-
-    @epoch.setter
-    def epoch(self, number: int):
-        self._epoch, settings = number, self.settings
-        random = np.random.default_rng([settings.seed, number])
-        count = settings.pairs or len(self.reals)
-        reals = self._drawn(self.reals, settings.reals_of, count, random)
-        blended, twins = (round(count * share) for share in (settings.self_blended, settings.twins))
-        order = np.argsort(random.exponential(size=count) / self.often[reals], kind="stable")[: blended + twins]
-        order = random.permutation(order)
-        kinds = np.full(count, LABELLED)
-        kinds[order[:blended]], kinds[order[blended:]] = BLENDED, TWIN
-        fakes = reals.copy()  # the self-blended and the twins stand beside their originals
-        fakes[kinds == LABELLED] = self._drawn(self.fakes, settings.fakes_of, count - blended - twins, random)
-        self._rows = np.stack([reals, fakes], axis=1).ravel()
-        self._kinds = np.stack([np.full(count, LABELLED), kinds], axis=1).ravel()
-
-    def _drawn(self, rows: np.ndarray, shares: dict | None, count: int, random: np.random.Generator) -> np.ndarray:
-        """``count`` of ``rows``, each as often as the others of its source, in random order."""
-        shares = shares or {None: 1.0}
-        parts = {source: rows if source is None else rows[self.sources[rows] == source] for source in shares}
-        parts = {source: part for source, part in parts.items() if len(part)}
-        whole, drawn = sum(shares[source] for source in parts), []
-        for source, part in parts.items():
-            wanted = max(round(count * shares[source] / whole), 1)
-            drawn += [random.permutation(part) for _ in range(wanted // len(part))]
-            drawn.append(random.permutation(part)[: wanted % len(part)])
-        drawn = np.concatenate(drawn)
-        return random.permutation(np.concatenate([drawn, random.choice(rows, max(count - len(drawn), 0))]))[:count]
-
-    def __getitem__(self, index: int) -> tuple[dict, np.ndarray]:
-        """Inputs of ``FaceAugment`` and soft labels float32 (batch_size, 1): 0 REAL, 1 FAKE."""
-        settings = self.settings
-        batch = slice(index * settings.batch_size, (index + 1) * settings.batch_size)
-        rows, kinds = self._rows[batch], self._kinds[batch]
-        random = np.random.default_rng([settings.seed, self._epoch, index])
-        crops, points = self.faces.crops[rows], self.faces.points[rows]
-        labels = self.faces.table["label"].to_numpy(np.float32)[rows]
-        masks = np.zeros((*crops.shape[:3], 1), np.uint8)
-        for i in np.flatnonzero(kinds == BLENDED):
-            shape = settings.mask_shapes[random.integers(len(settings.mask_shapes))]
-            masks[i, ..., 0] = face_mask(points[i], shape, crops.shape[1])
-        for i in np.flatnonzero(kinds == TWIN):
-            twins, shape = self.twins[rows[i]], TWIN_SHAPES[random.integers(len(TWIN_SHAPES))]
-            fake = put_back(crops[i], twins[random.integers(len(twins))], points[i], shape, random)
-            crops[i - 1], crops[i] = as_delivered((crops[i - 1], fake), random)
-        for i in np.flatnonzero((labels == FAKE) & ~self.dfdc[rows]):
-            crops[i] = self._as_small_as_a_real(crops[i], rows[i], random)
-        for i in np.flatnonzero((labels == FAKE) & (random.random(len(rows)) < settings.mixed)):
-            if (original := self.original[rows[i]]) >= 0:
-                labels[i] = random.beta(0.5, 0.5)
-                real = aligned_original(self.faces, rows[i], original)
-                crops[i] = cv2.addWeighted(crops[i], float(labels[i]), real, 1 - float(labels[i]), 0)
-        labels[kinds != LABELLED] = FAKE
-        inputs = {"crop": crops, "mask": masks, "points": points, "label": labels[:, None],
-                  "width": self.faces.widths[rows][:, None],
-                  "taught": (self.taught[rows] * (kinds == LABELLED)).astype(np.float32)[:, None]}
-        return inputs, labels[:, None]
-
-    def _as_small_as_a_real(self, crop: np.ndarray, row: int, random: np.random.Generator) -> np.ndarray:
-        """A fake of the web brought to the size of a random real of its source, so that resolution tells nothing."""
-        like = self.real_sides[self.sources[row]]
-        side = int(like[random.integers(len(like))] * random.uniform(0.8, 1.1)) if len(like) else crop.shape[0]
-        if side >= min(self.sides[row], crop.shape[0]):
-            return crop
-        small = cv2.resize(crop, (side, side), interpolation=cv2.INTER_AREA)
-        if random.random() < 0.6:
-            small = as_delivered((small,), random)[0]
-        return cv2.resize(small, crop.shape[1::-1], interpolation=cv2.INTER_LINEAR)
 
 # --- the network in training ----------------------------------------------------------------------------------------
 NETWORKS = {
@@ -468,7 +354,18 @@ DISTILLED = replace(
     LONG_RUN, name="distilled", start="inception_256", size=256, seed=21, mixed=0.3, learning_rate=2e-4,
     teachers=("inception_many", "inception_256"),
 )
+WIDE = FaceSettings(
+    name="wide_inception", start="distilled_four", size=256, epochs=60, seed=51, learning_rate=2e-4, pairs=16000, twins=0.17,
+    self_blended=0.28, mixed=0.15, mask_shapes=ALL_SHAPES, augment={"in_place": 0.2, "zoom": 1.2}, real_frames=True,
+    more_fakes=True, sets=("stills", "web"), reals_of={"dfdc": 0.58, "web": 0.18, "stills": 0.14, "frames": 0.10},
+    fakes_of={"dfdc": 0.64, "web": 0.23, "stills": 0.13}, teachers=("distilled_four", "efficientnet_lite"), taught=0.6,
+    taught_sources=("dfdc",),
+)
 RUNS = {run.name: run for run in (
+    WIDE,
+    replace(WIDE, name="wide_efficientnet", network="efficientnet_lite", start="efficientnet_lite", seed=52),
+    replace(WIDE, name="wide_folds_03", folds=(0, 3), seed=53),
+    replace(WIDE, name="wide_folds_124", folds=(1, 2, 4), seed=54),
     LONG_RUN,
     replace(LONG_RUN, name="inception_256", size=256, seed=11),
     replace(LONG_RUN, name="inception_located", size=256, located=0.5, real_frames=True, augment=IN_PLACE, seed=12),
@@ -489,7 +386,8 @@ def run_face(name: str, data: str | Path, output: str | Path, minutes: float | N
     """Train one of ``RUNS`` on the research data, as ``python -m kaggle_utils train face`` does.
 
     Args:
-        data: holds ``dfdc_faces`` (and ``real_frames``); the InceptionV3 weights lie in ``weights`` beside or inside it.
+        data: holds ``dfdc_faces`` (and ``real_frames``, ``face_sets``); the InceptionV3 weights lie in ``weights`` beside or
+            inside it.
         output: folder of results, and of the runs that this one starts from or learns from.
         options: of :func:`train_face`.
 
@@ -498,11 +396,24 @@ def run_face(name: str, data: str | Path, output: str | Path, minutes: float | N
     """
     if name not in RUNS:
         raise ValueError(f"expected one of {', '.join(RUNS)}, found {name!r}")
-    settings = with_files(RUNS[name], data, output)
-    faces = read_faces(Path(data) / "dfdc_faces", cache)
+    settings, data = with_files(RUNS[name], data, output), Path(data)
+    parts = [read_faces(data / "dfdc_faces", cache, settings.more_fakes)]
+    parts += [read_set(data / "face_sets" / source) for source in settings.sets]
     if settings.real_frames:
-        faces = faces + read_real_frames(Path(data) / "real_frames")
+        parts.append(read_real_frames(data / "real_frames"))
+    faces = keep_aside(joined(parts) if len(parts) > 1 else parts[0], settings.folds)
+    if settings.twins:
+        options["twins"] = _twins(faces, training_rows(faces, settings), settings.seed)
     return train_face(settings, faces, output, minutes, **options)
+
+
+def _twins(faces: Faces, rows: np.ndarray, seed: int) -> dict[int, tuple[np.ndarray, ...]]:
+    """Two twins of each real row, by autoencoders of every design trained on those reals; about ten minutes on a GPU."""
+    reals = rows[faces.table["label"].to_numpy()[rows] == REAL]
+    crops = faces.crops[reals]
+    autoencoders = [train_autoencoder(design, crops, seed=seed, policy=fast_policy()) for design in DESIGNS.values()]
+    draws = [make_twins(crops, autoencoders, seed + draw) for draw in range(2)]
+    return dict(zip(reals.tolist(), zip(*draws, strict=True), strict=True))
 
 
 def with_files(settings: FaceSettings, data: str | Path, output: str | Path) -> FaceSettings:

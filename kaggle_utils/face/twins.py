@@ -69,7 +69,8 @@ class Quantised(layers.Layer):
         book = ops.cast(self.book, x.dtype)
         distance = ops.sum(ops.square(book), -1) - 2 * ops.matmul(x, ops.transpose(book))
         chosen = ops.take(book, ops.argmin(distance, axis=-1), axis=0)
-        self.add_loss(ops.mean(ops.square(chosen - ops.stop_gradient(x))) + ops.mean(ops.square(x - ops.stop_gradient(chosen))) / 4)
+        moved, drawn = (ops.mean(ops.square(a - ops.stop_gradient(b))) for a, b in ((chosen, x), (x, chosen)))
+        self.add_loss(moved + drawn / 4)
         return x + ops.stop_gradient(chosen - x)
 
     def compute_output_shape(self, shape):
@@ -231,7 +232,8 @@ def _resized(crop: np.ndarray, side: int) -> np.ndarray:
     return cv2.resize(crop, (side, side), interpolation=cv2.INTER_AREA)
 
 
-def make_twins(crops: np.ndarray, networks: Sequence[keras.Model], seed: int = 0, batch: int = 64, threads: int = 8) -> np.ndarray:
+def make_twins(crops: np.ndarray, networks: Sequence[keras.Model], seed: int = 0, batch: int = 64,
+               threads: int = 8) -> np.ndarray:
     """A twin of each crop, uint8 like ``crops`` (N, S, S, 3): by one of the ``networks``, passed at one of ``SIDES``."""
     random, size = np.random.default_rng(seed), crops.shape[1]
     chosen = random.integers(len(networks) * len(SIDES), size=len(crops))
