@@ -156,6 +156,10 @@ class Faces:
     def __add__(self, other: "Faces") -> "Faces":
         return joined([self, other])
 
+    def take(self, rows: np.ndarray) -> "Faces":
+        table = self.table.iloc[rows].reset_index(drop=True)
+        return Faces(table, self.crops[rows], self.points[rows], self.widths[rows])
+
     @property
     def sources(self) -> np.ndarray:
         """Where each crop is from: ``dfdc`` unless the table says another."""

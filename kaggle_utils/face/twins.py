@@ -269,7 +269,7 @@ def put_back(original: np.ndarray, twin: np.ndarray, points: np.ndarray, shape: 
         return twin
     size = original.shape[0]
     core = cv2.erode(face_mask(points, shape, size), np.ones((5, 5), np.uint8)).astype(np.float32) / 255
-    mask = cv2.GaussianBlur(core, (0, 0), float(random.uniform(2, size / 20)))[..., None]
+    mask = cv2.GaussianBlur(core, (0, 0), float(random.uniform(2, 2 + size / 25)))[..., None]
     return (mask * twin + (1 - mask) * original).round().astype(np.uint8)
 
 
