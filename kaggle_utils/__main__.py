@@ -241,6 +241,15 @@ def run_train(options: argparse.Namespace) -> None:
     run(options.name, _research_data(options), output, options.minutes)
 
 
+def run_prepare(options: argparse.Namespace) -> None:
+    """Cut faces for training."""
+    from .face import preparation
+
+    output = options.output or paths.working_folder() / f"{options.what}_faces"
+    table = getattr(preparation, f"prepare_{options.what}")(options.folder, output)
+    print(f"{output}: {len(table)} faces, {table['label'].isin(['REAL', 0]).sum()} of them REAL")
+
+
 def run_evaluate(options: argparse.Namespace) -> None:
     """Print the tables of the model cards."""
     paths.prepare()
@@ -255,13 +264,19 @@ def run_evaluate(options: argparse.Namespace) -> None:
         tables = {"validation parts 45–47": face_evaluation.compare(kept)}
     else:
         from .detector import Detector
+        from .face import outside
 
-        detector = Detector.load()
-        network, line, data = detector.face, detector.calibration.lines["crop"], _research_data(options)
+        detector, models = Detector.load(options.models), options.models or paths.models_folder()
+        line, data = detector.calibration.lines["crop"], _research_data(options)
         if options.what == "quality":
-            tables = {"validation crops made worse": face_evaluation.by_quality(network, data, line=line)}
+            tables = {"validation crops made worse": face_evaluation.by_quality(detector.face, data, line=line)}
         else:
-            tables = face_evaluation.evaluate_network(network, data, options.split, line)
+            folds = models / outside.FOLDS
+            tables = {f"DFDC, {options.split}": outside.evaluate_dfdc(outside.read_members(models), data, options.split, line),
+                      "clips of generators and people never met (web_faces)": outside.evaluate_folds(folds, line),
+                      "real clips of the same, by kind": outside.false_alarms(folds, line),
+                      "whole clips": outside.evaluate_clips(detector, data),
+                      "still portraits": outside.evaluate_portraits(detector, data)}
     with pd.option_context("display.width", 250, "display.max_columns", None, "display.max_rows", None):
         for name, table in tables.items():
             print(f"{name}\n{table.round(3).to_string()}\n")

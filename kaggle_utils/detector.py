@@ -19,6 +19,7 @@ import pandas as pd
 from . import extraction, storage
 from .datasets.dfdc import clips_to_score
 from .face import detection, framing
+from .face.quality import quality_note
 from .fusion import rules
 from .kaggle.paths import models_folder
 from .media import sound, video
@@ -250,6 +251,8 @@ class Detector:
             searched = f"no face found in {len(clip.times_s)} frames, " if clip and len(clip.times_s) else ""
             outcome = "the prior stands" if heard is None else "the voice alone decides"
             warnings.append(f"{path.name}: {searched}{outcome}")
+        elif note := quality_note(people[main]):
+            warnings.append(f"{path.name}: {note}")
         face, mask = self._no_face() if main is None else (seen[main], masks[main])
         calibrated = {index: float(self.calibration.logit(logit, "face"))
                       for index, logit in enumerate(logits) if not math.isnan(logit)}
