@@ -19,6 +19,7 @@ import pandas as pd
 from . import extraction, storage
 from .datasets.dfdc import clips_to_score
 from .face import detection, framing
+from .face.quality import quality_note
 from .fusion import rules
 from .kaggle.paths import models_folder
 from .media import sound, video
@@ -36,11 +37,11 @@ class Verdict:
 
     Attributes:
         probability: calibrated P(fake) of the whole clip, in [0, 1].
-        face: P(fake) of the most suspicious tracked face alone; NaN if no face was found.
+        face: P(fake) of the faces alone, that is, of at least one person; NaN if no face was found.
         voice: P(fake) of the voice alone; NaN if nobody speaks.
         frames: one dict per scored crop: ``time_s``, ``track``, ``box`` (x, y, width, height in source
             pixels), ``source`` (detected, interpolated or fallback), ``probability`` (None for a fallback).
-        tracks: one dict per person: ``id``, ``probability``, ``frames`` (number with a detection).
+        tracks: one dict per person: ``id``, ``probability`` as if alone, ``frames`` (with a detection).
         warnings: what failed or was not analysed, each naming the file.
     """
 
@@ -201,18 +202,20 @@ class Detector:
         def verdict_of(name: str, path: Path | None, frames: int, following: Path | None) -> dict:
             if path is None:
                 return Verdict(self.prior, warnings=[f"{name}: expected a plain file name"]).to_dict()
-            verdict, people = self.examine_extract(path, ahead(path, frames, following))
+            extracted = ahead(path, frames, following)
+            verdict, people = self.examine_extract(path, extracted)
             try:
                 _save_strip(strips / f"{name}.jpg", verdict, people)
             except OSError as error:
                 verdict.warnings.append(f"{name}: the image of its crops was not saved: {error.strerror}")
-            return verdict.to_dict()
+            return verdict.to_dict() | {"read": extracted.asked}
 
         def unscored(name: str, reason: str) -> dict:
             return Verdict(self.prior, warnings=[f"{name}: {reason}, the prior stands"]).to_dict()
 
         clips = clips_to_score(folder)
-        fingerprint = f"{self.fingerprint} {type(self.fuse).__name__} prior {self.prior}"
+        fingerprint = (f"{self.fingerprint} {type(self.fuse).__name__} prior {self.prior} "
+                       f"reading {extraction.READING}")
         with extraction.Ahead(lambda path, frames: extraction.extract(
                 path, self.finder, frames, self.voice_rate)) as ahead:
             return score_clips(clips, verdict_of, output_csv, unscored, fingerprint, hours, progress)
@@ -231,7 +234,7 @@ class Detector:
     def combine(self, path: Path, clip: video.Frames | extraction.Extract | None,
                 people: list[framing.FaceCrops], seen: list[dict], heard: dict | None,
                 warnings: list[str]) -> Verdict:
-        """Fuse the outputs of both branches: scores per frame and person; the most suspicious person counts.
+        """Fuse the outputs of both branches: scores per frame, per person, and of all people and the voice.
 
         Args:
             clip: its frames as :func:`extraction.look` returns them, or its extract.
@@ -248,14 +251,22 @@ class Detector:
             searched = f"no face found in {len(clip.times_s)} frames, " if clip and len(clip.times_s) else ""
             outcome = "the prior stands" if heard is None else "the voice alone decides"
             warnings.append(f"{path.name}: {searched}{outcome}")
+        elif note := quality_note(people[main]):
+            warnings.append(f"{path.name}: {note}")
         face, mask = self._no_face() if main is None else (seen[main], masks[main])
-        known = main is not None or heard is not None
-        fused = self.prior
-        if known:
-            fused = np.clip(self.fuse(face, mask, heard, self.prior), *self.calibration.limits)
+        calibrated = {index: float(self.calibration.logit(logit, "face"))
+                      for index, logit in enumerate(logits) if not math.isnan(logit)}
+        fused, faces = self.prior, math.nan
+        if main is not None or heard is not None:
+            others = [logit for index, logit in calibrated.items() if index != main]
+            fused = self.fuse(face, mask, heard, self.prior, others)
+            fused = self.calibration.within_limits(fused, self.prior)
+        if main is not None:
+            faces = rules.any_fake(list(calibrated.values()), self.prior)
+            faces = self.calibration.within_limits(faces, self.prior)
         return Verdict(
             probability=float(fused),
-            face=math.nan if main is None else float(self._probability(logits[main], "face")),
+            face=faces,
             voice=math.nan if heard is None else float(self._probability(heard["logit"].mean(), "voice")),
             frames=[row for person, outputs in zip(people, seen, strict=True)
                     for row in self._frame_rows(clip, person, outputs)],

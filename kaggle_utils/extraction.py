@@ -9,10 +9,11 @@ import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 
+import cv2
 import joblib
 import numpy as np
 import pandas as pd
@@ -23,6 +24,9 @@ from .face import detection, framing
 from .media import isolation, sound, video
 
 FRAMES = 10  # frames read from a clip
+READING = 2  # raise it when clips give other frames or crops: caches and journals of before are made anew
+LYING = {90: cv2.ROTATE_90_CLOCKWISE, 270: cv2.ROTATE_90_COUNTERCLOCKWISE, 180: cv2.ROTATE_180}
+TRIED = 3  # frames that are searched lying on each side, where no upright face is found
 BACKENDS = ("loky", "dask", "ray")
 DECIMALS = 2  # of cached boxes, in pixels: the last bits depend on MTCNN's number of threads
 
@@ -34,7 +38,7 @@ class Extract:
     ``people``: the crops of each person, the main one first; without a face, one list of fallback crops;
     empty if the picture cannot be read. ``times_s`` float64 (frames,): the time of each frame. ``samples``
     float32 (T,) in [-1, 1] at ``sample_rate`` Hz, None without a sound track. ``warnings``: each names the
-    file.
+    file. ``asked``: the number of frames wanted.
     """
 
     people: list[framing.FaceCrops]
@@ -42,6 +46,7 @@ class Extract:
     samples: np.ndarray | None
     sample_rate: int
     warnings: list[str]
+    asked: int = FRAMES
 
 
 def extract(path: str | Path, finder: detection.FaceFinder, frames: int = FRAMES,
@@ -56,8 +61,11 @@ def extract(path: str | Path, finder: detection.FaceFinder, frames: int = FRAMES
         sound = beside.submit(listen, path, sample_rate)
         clip, warnings = look(path, frames)
         people = framing.extract_faces(clip.images, finder) if clip else []
+        if people and people[0].track < 0 and (turned := upright(path, clip, finder)):
+            people, warnings = framing.extract_faces(turned.images, finder), turned.warnings
         samples, heard = sound.result()
-    return Extract(people, clip.times_s if clip else np.zeros(0), samples, sample_rate, warnings + heard)
+    times_s = clip.times_s if clip else np.zeros(0)
+    return Extract(people, times_s, samples, sample_rate, warnings + heard, frames)
 
 
 def look(path: Path, frames: int) -> tuple[video.Frames | None, list[str]]:
@@ -67,6 +75,18 @@ def look(path: Path, frames: int) -> tuple[video.Frames | None, list[str]]:
     except video.UnreadableClip as error:
         return None, [f"{error}; the picture was not analysed"]
     return clip, clip.warnings
+
+
+def upright(path: Path, clip: video.Frames, finder: detection.FaceFinder) -> video.Frames | None:
+    """A clip without an upright face, turned so that most of three frames have one; None if there is none."""
+    tried = video.evenly_spread(len(clip.images), TRIED)
+    for turn, code in LYING.items():
+        found = finder([cv2.rotate(clip.images[index], code) for index in tried])
+        if sum(any(face.confidence >= framing.SURE for face in faces) for faces in found) > len(tried) / 2:
+            warning = f"{path.name}: the picture lies on its side, it was turned by {turn}°"
+            return replace(clip, images=[cv2.rotate(image, code) for image in clip.images],
+                           warnings=[*clip.warnings, warning])
+    return None
 
 
 def listen(path: Path, sample_rate: int) -> tuple[np.ndarray | None, list[str]]:
@@ -185,7 +205,7 @@ def extract_clips(clips: pd.DataFrame, cache_folder: str | Path, jobs: int = 1, 
 
 def _key(path: Path, frames: int) -> str:
     """Identifies what a cached file was made from: the clip's size in bytes and mtime, and the settings."""
-    return " ".join(map(str, [*(file_stamp(path) or ["missing"]), frames]))
+    return " ".join(map(str, [*(file_stamp(path) or ["missing"]), frames, READING]))
 
 
 def _extract_to_file(path: Path, target: Path, key: str, frames: int) -> None:

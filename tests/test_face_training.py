@@ -11,12 +11,12 @@ from test_augment import drawn_landmarks
 
 from kaggle_utils import metrics, storage, training
 from kaggle_utils.face import data as face_data
-from kaggle_utils.face import evaluation as face_evaluation
 from kaggle_utils.face import landmarks
-from kaggle_utils.face import training as face_training
 from kaggle_utils.face.data import Faces
-from kaggle_utils.face.training import FaceSettings
 from kaggle_utils.kaggle import paths
+from recipes.face import evaluation as face_evaluation
+from recipes.face import training as face_training
+from recipes.face.training import FaceSettings
 
 SIZE = 32
 TINY = FaceSettings(name="tiny", network="mesoinception4", size=SIZE, epochs=3, batch_size=4, learning_rate=1e-2,
@@ -168,17 +168,54 @@ def test_teachers_pull_a_run_towards_their_mean_logit(faces, tmp_path):
     assert np.corrcoef(start, teacher)[0, 1] < 0.9
 
 
-def test_taught_loss_is_the_cross_entropy_with_the_teachers():
+def test_teachers_move_the_target_of_the_rows_that_they_teach():
     pixels = keras.Input((8, 8, 3))
     logit = keras.layers.GlobalAveragePooling2D()(pixels)[:, :1]
     teacher = keras.Model(pixels, {"logit": logit})
-    layer = face_training.DistillationLoss([teacher], weight=2.0)
-    given = np.array([[0.3], [-1.0]], "float32")
+    layer = face_training.DistillationLoss([teacher], weight=0.5)
+    given, label, taught = (np.array(values, "float32")[:, None] for values in ((0.3, -1.0), (1, 0), (1, 0)))
     seen = np.stack([np.full((8, 8, 3), value, "float32") for value in (1.5, -0.5)])
-    np.testing.assert_array_equal(ops.convert_to_numpy(layer(given, seen)), given)
-    target, answer = (metrics.sigmoid(x) for x in (np.array([[1.5], [-0.5]]), given))
-    expected = -2 * np.mean(target * np.log(answer) + (1 - target) * np.log(1 - answer))
-    assert float(layer.losses[0]) == pytest.approx(expected, rel=1e-4)
+    np.testing.assert_array_equal(ops.convert_to_numpy(layer(given, seen, label, taught)), given)
+
+    def cross_entropy(target):
+        return -np.mean(target * np.log(metrics.sigmoid(given)) + (1 - target) * np.log(1 - metrics.sigmoid(given)))
+
+    target = np.array([[0.5 + 0.5 * metrics.sigmoid(1.5)], [0.0]])  # half label, half teacher; the other keeps its label
+    assert float(layer.losses[0]) == pytest.approx(cross_entropy(target) - cross_entropy(label), rel=1e-4)
+
+
+def test_twins_stand_beside_their_original(faces):
+    settings = replace(TINY, self_blended=0.0, twins=0.5)
+    batches = face_training.FaceBatches(faces, face_training.training_rows(faces, settings), settings, workers=1)
+    batches.twins = {row: (np.full_like(faces.crops[row], 255),) for row in batches.reals}
+    found = 0
+    for index in range(batches.num_batches):
+        inputs, labels = batches[index]
+        for fake in range(1, 4, 2):
+            if not inputs["taught"][fake]:
+                found += 1
+                assert inputs["crop"][fake].mean() > inputs["crop"][fake - 1].mean()
+                assert labels[fake] == 1 and labels[fake - 1] == 0
+    assert found == 4
+
+
+def test_sources_are_drawn_by_their_shares_and_folds_are_kept_aside(faces):
+    web = faces.take(np.arange(len(faces.table)))
+    web.table = web.table.assign(source="web", split="train", stem="w" + web.table["stem"], group="w" + web.table["group"],
+                                 person=["ann", "ann+bob"] * 6 + ["cyd"] * 12, fold=[0, 1] * 6 + [2] * 12)
+    whole = face_data.keep_aside(face_data.joined([faces, web]), (0,))
+    splits = whole.table[whole.sources == "web"].groupby("person")["split"].first().to_dict()
+    assert splits == {"ann": "web", "ann+bob": "left_out", "cyd": "train"}
+    settings = replace(TINY, pairs=40, self_blended=0.0, reals_of={"dfdc": 0.25, "web": 0.75}, fakes_of={"dfdc": 1.0})
+    batches = face_training.FaceBatches(whole, face_training.training_rows(whole, settings), settings, workers=1)
+    drawn = batches.sources[batches._rows]
+    assert (drawn[::2] == "web").sum() == 30 and (drawn[1::2] == "dfdc").all()
+
+
+def test_parts_kept_aside_are_refused(faces):
+    table = faces.table.assign(videoname=faces.table["stem"], part=8)
+    with pytest.raises(ValueError, match="parts 0 to 8"):
+        face_data.check_kept_aside(table)
 
 
 def test_located_counts_reals_and_blended_but_no_other_fakes():

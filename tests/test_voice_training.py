@@ -10,10 +10,10 @@ from scipy.io import wavfile
 
 from kaggle_utils import blocks, storage
 from kaggle_utils.kaggle.paths import models_folder
-from kaggle_utils.voice import augment, channels, corpus
 from kaggle_utils.voice import data as voice_data
-from kaggle_utils.voice import evaluation as voice_evaluation
-from kaggle_utils.voice import training as voice_training
+from recipes.voice import augment, channels, corpus
+from recipes.voice import evaluation as voice_evaluation
+from recipes.voice import training as voice_training
 
 LENGTH = 20000
 

@@ -1,7 +1,8 @@
 """Faces to learn from: DFDC's training crops with landmarks and splits, real frames of web video, crops of any clips."""
 
 import tarfile
-from collections.abc import Iterable
+import zlib
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -121,6 +122,16 @@ def sample_balanced(labels: Iterable[int], count: int, seed: int = 0) -> np.ndar
     halves = [rng.permutation(np.flatnonzero(labels == value))[: count // 2] for value in (REAL, FAKE)]
     return np.sort(np.concatenate(halves))
 
+WEB_FOLDS = (  # of web_faces: generators of the fakes, people of the real clips
+    ("OmniHuman-1", "OmniHuman-1.5", "mead_M030", "st_nice", "st_sad_emotion", "st_sadfather", "st_sadgirl", "st_spata"),
+    ("HunyuanVideo-Avatar", "feifei", "mead_W009", "pcavs_00098", "pcavs_00473", "st_happyenglish", "st_surprisegirl"),
+    ("Loopy", "roop", "grid_bbaf2n", "grid_sbwe5n", "hdtf_RD_Radio10", "mead_W011", "pcavs_517600055", "pcavs_681100216",
+     "roop_target"),
+    ("CyberHost", "InfiniteTalk", "aoc", "fom_08", "kristi_noem", "pcavs_741400163", "reagan", "st_furious", "trump"),
+    ("Sonic", "DreamTalk", "StyleTalk", "andrew", "ani_poseref", "fom_10", "grid_lbax4n", "grid_pwij3p", "obama",
+     "pcavs_00015", "st_vscodehappy"),
+)
+MORE = "faces_more.tar"
 LANDMARK_PRESENCE = 0.5  # below it, the mean landmarks serve
 FRAME_WIDTH = 1.3  # of the real frames of web video, in sides of the tight framing
 
@@ -143,34 +154,107 @@ class Faces:
             self.widths = np.ones(len(self.table), np.float32)
 
     def __add__(self, other: "Faces") -> "Faces":
-        parts = (self, other)
-        return Faces(pd.concat([part.table for part in parts], ignore_index=True),
-                     *(np.concatenate([getattr(part, name) for part in parts]) for name in ("crops", "points", "widths")))
+        return joined([self, other])
 
     def take(self, rows: np.ndarray) -> "Faces":
         table = self.table.iloc[rows].reset_index(drop=True)
         return Faces(table, self.crops[rows], self.points[rows], self.widths[rows])
 
+    @property
+    def sources(self) -> np.ndarray:
+        """Where each crop is from: ``dfdc`` unless the table says another."""
+        table = self.table
+        return (table["source"].fillna("dfdc") if "source" in table else pd.Series("dfdc", table.index)).to_numpy(str)
+
     def rows(self, split: str) -> np.ndarray:
         return np.flatnonzero(self.table["split"] == split)
 
 
-def read_faces(folder: str | Path, cache: str | Path | None = None) -> Faces:
+def joined(parts: Sequence[Faces]) -> Faces:
+    """One table of several, in their order."""
+    return Faces(pd.concat([part.table for part in parts], ignore_index=True),
+                 *(np.concatenate([getattr(part, name) for part in parts]) for name in ("crops", "points", "widths")))
+
+
+def read_faces(folder: str | Path, cache: str | Path | None = None, more: bool = False) -> Faces:
     """The DFDC training faces with their splits and landmarks; the mean landmarks where no face was present.
 
     Args:
         folder: holds ``faces_*.csv``, ``faces_*.tar.xz``, ``landmarks.npz`` and ``pair_difference.csv``.
         cache: a ``.npy`` file for the decoded crops (5.7 GB), made at the first call.
+        more: also the fakes of ``more_faces.csv`` that ``faces_more.tar`` holds, of the training parts.
     """
     table = split_by_part(read_face_table(folder))
+    if more:
+        table = pd.concat([table, _more_fakes(Path(folder), table)], ignore_index=True)
+    check_kept_aside(table)
     with np.load(Path(folder) / "landmarks.npz", allow_pickle=False) as file:
         stems = [Path(str(name)).stem for name in file["name"]]
         points, presence = file["points"].astype(np.float32), file["presence"]
     points[presence < LANDMARK_PRESENCE] = mean_landmarks(CROP_SIZE)
     row = pd.Series(range(len(stems)), index=stems).reindex(table["stem"])
-    if row.isna().any():
-        raise ValueError(f"{folder}/landmarks.npz: expected landmarks of every crop, {row.isna().sum()} have none")
-    return Faces(table, load_face_crops(folder, table, cache), points[row.to_numpy(int)])
+    if (missing := row.isna() & (table["archive"] != MORE).to_numpy()).any():
+        raise ValueError(f"{folder}/landmarks.npz: expected landmarks of every crop, {missing.sum()} have none")
+    points = np.concatenate([points, mean_landmarks(CROP_SIZE)[None]])[row.fillna(-1).to_numpy(int)]
+    return Faces(table, load_face_crops(folder, table, cache), points)
+
+
+def _more_fakes(folder: Path, table: pd.DataFrame) -> pd.DataFrame:
+    """The rows of ``more_faces.csv`` in the training parts whose crops are there, in the columns of ``table``."""
+    more = pd.read_csv(folder / "more_faces.csv", dtype={"original": str})
+    more["stem"] = more["videoname"].str.removesuffix(".mp4")
+    with tarfile.open(folder / MORE) as archive:
+        held = {Path(name).stem for name in archive.getnames()}
+    more = more[more["stem"].isin(held) & ~more["stem"].isin(table["stem"])]
+    more = split_by_part(more.assign(label=FAKE, group=more["original"].str.removesuffix(".mp4"), p99=np.nan, archive=MORE))
+    return more[more["split"] == "train"]
+
+
+def check_kept_aside(table: pd.DataFrame) -> None:
+    """Raises ValueError where a row is of DFDC's parts 0–8, which are kept for checks from outside."""
+    if (inside := table["part"].between(0, 8)).any():
+        raise ValueError(f"expected no crop of DFDC's parts 0 to 8, found {table['videoname'][inside].tolist()[:3]}")
+
+
+def read_set(folder: str | Path) -> Faces:
+    """Tight crops of another source than DFDC, as :func:`write_set` stores them.
+
+    ``faces_0.csv`` has the columns ``stem``, ``label`` (0, 1), ``source``, ``generator``, ``person``, ``clip`` (of
+    video), ``fold``, ``split``, ``source_px``, ``width``; ``faces_0.tar`` the JPEGs; ``landmarks.npz`` the 81 points.
+    """
+    folder = Path(folder)
+    table = pd.read_csv(folder / "faces_0.csv", dtype={"clip": str})
+    table = table.assign(videoname=table["stem"], group=table["person"], part=-1, p99=np.nan, archive="faces_0.tar")
+    with np.load(folder / "landmarks.npz", allow_pickle=False) as file:
+        points, presence = file["points"].astype(np.float32), file["presence"]
+    points[presence < LANDMARK_PRESENCE] = mean_landmarks(CROP_SIZE)
+    return Faces(table, load_face_crops(folder, table), points, table["width"].to_numpy(np.float32))
+
+
+def keep_aside(faces: Faces, folds: Sequence[int]) -> Faces:
+    """Give the rows of these folds of ``web_faces`` the split ``web``; who is in them is in no other training row.
+
+    A row whose person (``a+b`` names two) also stands in a held fold gets the split ``left_out``.
+    """
+    table = faces.table.copy()
+    if "fold" in table and len(folds):
+        held = table["fold"].isin(folds) & (table["split"] == "train")
+        people = table["person"].fillna("").str.split("+", regex=False).map(set)
+        met = set().union(*people[held]) - {""}
+        table.loc[~held & (table["split"] == "train") & people.map(lambda names: bool(names & met)), "split"] = "left_out"
+        table.loc[held, "split"] = "web"
+    return Faces(table, faces.crops, faces.points, faces.widths)
+
+
+def web_fold(generator: str, person: str) -> int:
+    """The fold of a clip of ``web_faces``: that of its generator, or of its person where it is real; -1 for any other."""
+    name = generator if isinstance(generator, str) else person
+    return next((number for number, names in enumerate(WEB_FOLDS) if name in names), -1)
+
+
+def is_kept_portrait(name: str) -> bool:
+    """Whether a real still, by its file name, is one of the fifth that no network learns from."""
+    return zlib.crc32(name.split(".")[0].encode()) % 5 == 0
 
 
 def read_split(data: str | Path, split: str, count: int | None = None, altered: bool = False) -> Faces:
@@ -220,7 +304,7 @@ def read_real_frames(folder: str | Path, size: int = CROP_SIZE, width: float = F
             crops.append(crop[..., ::-1])
             placed.append((whole - corner) * zoom)
             rows.append({"stem": stem, "label": REAL, "group": stem.rsplit("_", 1)[0], "part": -1,
-                         "source_px": round(float(scale * size)), "p99": np.nan, "split": "train"})
+                         "source_px": round(float(scale * size)), "p99": np.nan, "split": "train", "source": "frames"})
     return Faces(pd.DataFrame(rows), np.stack(crops), np.stack(placed).astype(np.float32),
                  np.full(len(rows), width, np.float32))
 

@@ -8,26 +8,43 @@ Start with :func:`train_face`; ``face_evaluation.compare`` reads the saved score
 
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
-import cv2
 import keras
 import numpy as np
 import pandas as pd
 from keras import ops
 
-from .. import blocks, storage
-from ..datasets.dfdc import FAKE, REAL
-from ..metrics import auc, log_loss, sigmoid
-from ..training import PlanEpochs, WarmupCosine, averaged_weights, data_parallel, dtype_policy, fast_policy, load_checkpoint
+from kaggle_utils import blocks, storage
+from kaggle_utils.datasets.dfdc import FAKE, REAL
+from kaggle_utils.face import networks as face_networks
+from kaggle_utils.face.augment import FaceAugment
+from kaggle_utils.face.data import (
+    Faces,
+    is_unaltered,
+    joined,
+    keep_aside,
+    read_faces,
+    read_real_frames,
+    read_set,
+)
+from kaggle_utils.metrics import auc, log_loss, sigmoid
+from kaggle_utils.training import (
+    PlanEpochs,
+    WarmupCosine,
+    averaged_weights,
+    data_parallel,
+    dtype_policy,
+    fast_policy,
+    load_checkpoint,
+)
+
 from . import efficientnet
-from . import networks as face_networks
-from .augment import FaceAugment
-from .data import Faces, is_unaltered, read_faces, read_real_frames
 from .evaluation import face_metrics, fit_temperature, flip_averaged, predict_logits, score_faces
-from .landmarks import face_mask
+from .feeding import FaceBatches
+from .twins import DESIGNS, make_twins, train_autoencoder
 
 HALF_FROM = 5_000_000  # parameters: smaller networks are stored in float32
 LOCATED_GRID = "mixed7"
@@ -55,9 +72,17 @@ class FaceSettings:
         crops: train on this many crops, classes balanced; None: on all.
         cleaned: leave out the fakes whose face is unaltered.
         real_frames: add the real frames of web video, as themselves and self-blended.
+        more_fakes: add the fakes of DFDC's ``more_faces.csv``. sets: names of further sets of tight crops
+            (``preparation.prepare_stills`` and ``prepare_clips``) in ``face_sets``.
+        pairs: of a real and a fake in an epoch; None: as many as there are reals.
+        twins: share of the fakes that are reconstruction twins (``twins``), each beside its original.
+        reals_of, fakes_of: shares of the sources (``dfdc``, ``web``, ``stills``, ``frames``) among the reals and among the
+            labelled fakes; None: as they come. Sources but DFDC are self-blended ``ELSEWHERE`` times as often.
+        folds: folds of ``web_faces`` that are kept aside, with every person in them, as the split ``web``.
         located: weight of a second task, to say where a face was blended (``LocalisationLoss``); 0: none.
         teachers: ``.keras`` files of face networks whose mean logit is a target (Hinton et al. 2015) on the same
-            augmented crops. taught: weight of that target; the label has the rest.
+            augmented crops. taught: weight of that target; the label has the rest. taught_sources: only rows of these
+            sources are taught, and of them no self-blended and no twins; None: all rows.
         policy: dtype policy; None: :func:`fast_policy`.
     """
 
@@ -79,86 +104,20 @@ class FaceSettings:
     crops: int | None = None
     cleaned: bool = True
     real_frames: bool = False
+    more_fakes: bool = False
+    sets: tuple[str, ...] = ()
+    pairs: int | None = None
+    twins: float = 0.0
+    reals_of: dict | None = None
+    fakes_of: dict | None = None
+    folds: tuple[int, ...] = ()
     located: float = 0.0
     teachers: tuple[str, ...] = ()
     taught: float = 0.7
+    taught_sources: tuple[str, ...] | None = None
     seed: int = 0
     policy: str | None = None
 
-
-# --- feeding --------------------------------------------------------------------------------------------------------
-def aligned_original(faces: Faces, fake: int, real: int) -> np.ndarray:
-    """The crop of row ``real`` moved onto the face of row ``fake`` by a similarity of their landmarks; uint8."""
-    matrix, _ = cv2.estimateAffinePartial2D(faces.points[real], faces.points[fake])
-    crop = faces.crops[real]
-    if matrix is None:
-        return crop
-    return cv2.warpAffine(crop, matrix, crop.shape[1::-1], borderMode=cv2.BORDER_REPLICATE)
-
-
-class FaceBatches(keras.utils.PyDataset):
-    """Balanced batches for :class:`augment.FaceAugment`: half REAL, half fakes, drawn anew in each epoch.
-
-    What a batch holds depends on the seed, the epoch and its number alone, so that a resumed run goes on as if
-    nothing had happened. Set ``epoch`` before the epoch begins (``PlanEpochs`` does).
-    """
-
-    def __init__(self, faces: Faces, rows: np.ndarray, settings: FaceSettings, workers: int = 4):
-        super().__init__(workers=workers, max_queue_size=4 * workers)
-        labels = faces.table["label"].to_numpy()
-        self.faces, self.settings = faces, settings
-        self.reals, self.fakes = rows[labels[rows] == REAL], rows[labels[rows] == FAKE]
-        if len(self.reals) < settings.batch_size // 2 or not len(self.fakes):
-            raise ValueError(f"expected half a batch ({settings.batch_size // 2}) of REAL crops or more and some FAKE, "
-                             f"found {len(self.reals)} and {len(self.fakes)}")
-        place = {stem: row for row, stem in enumerate(faces.table["stem"])}
-        original = np.array([place.get(group, -1) for group in faces.table["group"]])
-        self.original = np.where(np.isin(original, rows), original, -1)  # none from another split
-        self.epoch = 0
-
-    @property
-    def num_batches(self) -> int:
-        return 2 * len(self.reals) // self.settings.batch_size
-
-    @property
-    def epoch(self) -> int:
-        return self._epoch
-
-    @epoch.setter
-    def epoch(self, number: int):
-        self._epoch = number
-        random = np.random.default_rng([self.settings.seed, number])
-        count = len(self.reals)
-        made = round(count * self.settings.self_blended)
-        fakes = np.concatenate([random.permutation(self.fakes) for _ in range(1 + count // len(self.fakes))])
-        wide = self.faces.widths[self.reals] > 1  # they have no fakes: every one is blended, so that they tell nothing
-        sources = np.concatenate([random.permutation(self.reals[wide]), random.permutation(self.reals[~wide])])
-        fakes = np.concatenate([fakes[: count - made], sources[:made]])
-        order = random.permutation(count)
-        blended = np.arange(count)[order] >= count - made
-        self._rows = np.stack([random.permutation(self.reals), fakes[order]], axis=1).ravel()
-        self._blended = np.stack([np.zeros(count, bool), blended], axis=1).ravel()
-
-    def __getitem__(self, index: int) -> tuple[dict, np.ndarray]:
-        """Inputs of ``FaceAugment`` and soft labels float32 (batch_size, 1): 0 REAL, 1 FAKE."""
-        batch = slice(index * self.settings.batch_size, (index + 1) * self.settings.batch_size)
-        rows, blended = self._rows[batch], self._blended[batch]
-        random = np.random.default_rng([self.settings.seed, self._epoch, index])
-        crops, points = self.faces.crops[rows], self.faces.points[rows]
-        labels = self.faces.table["label"].to_numpy(np.float32)[rows]
-        masks = np.zeros((*crops.shape[:3], 1), np.uint8)
-        for i in np.flatnonzero(blended):
-            shape = self.settings.mask_shapes[random.integers(len(self.settings.mask_shapes))]
-            masks[i, ..., 0] = face_mask(points[i], shape, crops.shape[1])
-        for i in np.flatnonzero((labels == FAKE) & (random.random(len(rows)) < self.settings.mixed)):
-            if (original := self.original[rows[i]]) >= 0:
-                labels[i] = random.beta(0.5, 0.5)
-                real = aligned_original(self.faces, rows[i], original)
-                crops[i] = cv2.addWeighted(crops[i], float(labels[i]), real, 1 - float(labels[i]), 0)
-        labels[blended] = FAKE
-        labels = labels[:, None]
-        widths = self.faces.widths[rows][:, None]
-        return {"crop": crops, "mask": masks, "points": points, "label": labels, "width": widths}, labels
 
 # --- the network in training ----------------------------------------------------------------------------------------
 NETWORKS = {
@@ -210,9 +169,10 @@ class LocalisationLoss(keras.layers.Layer):
 
 
 class DistillationLoss(keras.layers.Layer):
-    """Adds ``weight`` times the cross-entropy with the mean logit of ``teachers``, who see the same pixels.
+    """Moves the target of some rows from the label by ``weight`` towards the mean of ``teachers``, who see the same pixels.
 
-    Returns its first argument, the logit.
+    The cross-entropy is linear in its target, so the difference is (label - teacher) · logit. Returns its first
+    argument, the logit.
     """
 
     def __init__(self, teachers: Sequence[keras.Model], weight: float, **kwargs):
@@ -221,11 +181,10 @@ class DistillationLoss(keras.layers.Layer):
         for teacher in self.teachers:
             teacher.trainable = False
 
-    def call(self, logit, pixels):
+    def call(self, logit, pixels, label, taught):
         opinions = [ops.cast(teacher(pixels, training=False)["logit"], "float32") for teacher in self.teachers]
         target = ops.stop_gradient(ops.sigmoid(sum(opinions) / len(opinions)))
-        loss = ops.relu(logit) - logit * target + ops.log1p(ops.exp(-ops.abs(logit)))
-        self.add_loss(self.weight * ops.mean(loss))
+        self.add_loss(self.weight * ops.mean(taught * (label - target) * logit))
         return logit
 
 
@@ -242,6 +201,7 @@ def make_trainer(network: keras.Model, settings: FaceSettings, crop_size: int, s
         "points": keras.Input((81, 2), name="points"),
         "label": keras.Input((1,), name="label"),
         "width": keras.Input((1,), name="width"),
+        "taught": keras.Input((1,), name="taught"),
     }
     pixels = FaceAugment(settings.size, seed=settings.seed, enabled=settings.augment is not None,
                          with_masks=settings.located > 0, **(settings.augment or {}))(inputs)
@@ -255,7 +215,8 @@ def make_trainer(network: keras.Model, settings: FaceSettings, crop_size: int, s
         logit = LocalisationLoss(settings.located, dtype="float32")(logit, seen["grid"], mask, inputs["label"])
     if settings.teachers:
         teachers = [storage.load_network(path, policy) for path in settings.teachers]
-        logit = DistillationLoss(teachers, settings.taught, dtype="float32")(logit, pixels)
+        losses = DistillationLoss(teachers, settings.taught, name="teachers", dtype="float32")
+        logit = losses(logit, pixels, inputs["label"], inputs["taught"])
     optimizer = keras.optimizers.AdamW(settings.learning_rate, weight_decay=settings.weight_decay,
                                        use_ema=settings.average is not None, ema_momentum=settings.average or 0.99)
     planned = optimizer.add_variable((), initializer="zeros", dtype="float32", name="planned_steps")
@@ -263,7 +224,7 @@ def make_trainer(network: keras.Model, settings: FaceSettings, crop_size: int, s
     optimizer.learning_rate = WarmupCosine(settings.learning_rate, max(steps // 2, 1), planned)
     trainer = keras.Model(inputs, logit, name=f"{network.name}_trainer")
     loss = keras.losses.BinaryCrossentropy(from_logits=True, label_smoothing=settings.label_smoothing)
-    trainer.compile(optimizer, loss, loss_weights=1 - settings.taught if settings.teachers else None)
+    trainer.compile(optimizer, loss)
     return trainer, planned
 
 
@@ -301,6 +262,7 @@ def training_rows(faces: Faces, settings: FaceSettings) -> np.ndarray:
 def train_face(
     settings: FaceSettings, faces: Faces, folder: str | Path, minutes: float | None = None, resume: bool = True,
     checkpoints: bool = True, validate_every: int = 1, workers: int = 4,
+    twins: Mapping[int, Sequence[np.ndarray]] | None = None,
 ) -> FaceRun:
     """Train a face network and score the validation parts.
 
@@ -314,12 +276,14 @@ def train_face(
         checkpoints: write one after each epoch.
         validate_every: epochs between validations of the averaged weights; 0: only at the end.
         workers: threads that gather batches.
+        twins: of each real row, uint8 like its crop (``twins.make_twins``).
     """
     began, folder = time.monotonic(), Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     policy = settings.policy or fast_policy()
     scorer = build_face_network(settings)
     batches = FaceBatches(faces, training_rows(faces, settings), settings, workers)
+    batches.twins = twins or {}
     checkpoint = folder / f"{settings.name}.checkpoint.npz"
     watched = faces.rows("validation")
     batch = min(128, settings.batch_size * 2)
@@ -407,7 +371,18 @@ DISTILLED = replace(
     LONG_RUN, name="distilled", start="inception_256", size=256, seed=21, mixed=0.3, learning_rate=2e-4,
     teachers=("inception_many", "inception_256"),
 )
+WIDE = FaceSettings(
+    name="wide_inception", start="distilled_four", size=256, epochs=60, seed=51, learning_rate=2e-4, pairs=16000, twins=0.17,
+    self_blended=0.28, mixed=0.15, mask_shapes=ALL_SHAPES, augment={"in_place": 0.2, "zoom": 1.2}, real_frames=True,
+    more_fakes=True, sets=("stills", "web"), reals_of={"dfdc": 0.58, "web": 0.18, "stills": 0.14, "frames": 0.10},
+    fakes_of={"dfdc": 0.64, "web": 0.23, "stills": 0.13}, teachers=("distilled_four", "efficientnet_lite"), taught=0.6,
+    taught_sources=("dfdc",),
+)
 RUNS = {run.name: run for run in (
+    WIDE,
+    replace(WIDE, name="wide_efficientnet", network="efficientnet_lite", start="efficientnet_lite", seed=52),
+    replace(WIDE, name="wide_folds_03", folds=(0, 3), seed=53),
+    replace(WIDE, name="wide_folds_124", folds=(1, 2, 4), seed=54),
     LONG_RUN,
     replace(LONG_RUN, name="inception_256", size=256, seed=11),
     replace(LONG_RUN, name="inception_located", size=256, located=0.5, real_frames=True, augment=IN_PLACE, seed=12),
@@ -428,7 +403,8 @@ def run_face(name: str, data: str | Path, output: str | Path, minutes: float | N
     """Train one of ``RUNS`` on the research data, as ``python -m kaggle_utils train face`` does.
 
     Args:
-        data: holds ``dfdc_faces`` (and ``real_frames``); the InceptionV3 weights lie in ``weights`` beside or inside it.
+        data: holds ``dfdc_faces`` (and ``real_frames``, ``face_sets``); the InceptionV3 weights lie in ``weights`` beside or
+            inside it.
         output: folder of results, and of the runs that this one starts from or learns from.
         options: of :func:`train_face`.
 
@@ -437,11 +413,24 @@ def run_face(name: str, data: str | Path, output: str | Path, minutes: float | N
     """
     if name not in RUNS:
         raise ValueError(f"expected one of {', '.join(RUNS)}, found {name!r}")
-    settings = with_files(RUNS[name], data, output)
-    faces = read_faces(Path(data) / "dfdc_faces", cache)
+    settings, data = with_files(RUNS[name], data, output), Path(data)
+    parts = [read_faces(data / "dfdc_faces", cache, settings.more_fakes)]
+    parts += [read_set(data / "face_sets" / source) for source in settings.sets]
     if settings.real_frames:
-        faces = faces + read_real_frames(Path(data) / "real_frames")
+        parts.append(read_real_frames(data / "real_frames"))
+    faces = keep_aside(joined(parts) if len(parts) > 1 else parts[0], settings.folds)
+    if settings.twins:
+        options["twins"] = _twins(faces, training_rows(faces, settings), settings.seed)
     return train_face(settings, faces, output, minutes, **options)
+
+
+def _twins(faces: Faces, rows: np.ndarray, seed: int) -> dict[int, tuple[np.ndarray, ...]]:
+    """Two twins of each real row, by autoencoders of every design trained on those reals; about ten minutes on a GPU."""
+    reals = rows[faces.table["label"].to_numpy()[rows] == REAL]
+    crops = faces.crops[reals]
+    autoencoders = [train_autoencoder(design, crops, seed=seed, policy=fast_policy()) for design in DESIGNS.values()]
+    draws = [make_twins(crops, autoencoders, seed + draw) for draw in range(2)]
+    return dict(zip(reals.tolist(), zip(*draws, strict=True), strict=True))
 
 
 def with_files(settings: FaceSettings, data: str | Path, output: str | Path) -> FaceSettings:

@@ -12,14 +12,15 @@ import keras
 import numpy as np
 import pandas as pd
 
-from .. import storage
-from ..datasets.dfdc import FAKE, REAL
-from ..media.sound import SAMPLE_RATE
-from ..metrics import auc, bootstrap_interval, equal_error_rate, fit_line, sigmoid
-from ..results import result
+from kaggle_utils import storage
+from kaggle_utils.datasets.dfdc import FAKE, REAL
+from kaggle_utils.media.sound import SAMPLE_RATE
+from kaggle_utils.metrics import auc, bootstrap_interval, equal_error_rate, fit_line, sigmoid
+from kaggle_utils.results import result
+from kaggle_utils.voice.data import FOLDS, Voices, folds, training_rows
+from kaggle_utils.voice.signal import lfcc
+
 from .channels import CHANNELS, channel_file, make_channels, with_channels
-from .data import FOLDS, Voices, folds, training_rows
-from .signal import lfcc
 from .training import RUNS, VoiceSettings, load_corpus, predict_logits, train_voice
 
 MEMBERS = ("linear", "lfcc", "quality")  # averaged: voice.keras, voice_lfcc.keras, voice_quality.keras

@@ -5,8 +5,8 @@ from pathlib import Path
 import numpy as np
 from scipy import signal
 
-from ..media.sound import SAMPLE_RATE
-from .data import CODECS, Voices, noisy, prepared, read_voices, recoded, to_int16
+from kaggle_utils.media.sound import SAMPLE_RATE
+from kaggle_utils.voice.data import CODECS, Voices, noisy, prepared, read_voices, recoded, to_int16
 
 CHANNELS = (
     "as recorded",

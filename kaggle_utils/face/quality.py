@@ -1,0 +1,40 @@
+"""Is the picture good enough to say anything: how large, how sharp and how dark the faces of a clip are."""
+
+import cv2
+import numpy as np
+
+from .framing import FaceCrops
+
+SMALL_PX = 80.0  # side of the tight square in the source; below it a face has lost what the networks look at
+BLURRED = 18.0  # variance of the Laplacian of the crop at 128 px
+DARK = 30.0  # mean grey level
+MARK = "too low to rely on"
+
+
+def face_quality(person: FaceCrops) -> dict[str, float]:
+    """Medians over a person's detected crops.
+
+    Returns:
+        ``side_px``: of the tight square in the source. ``sharpness``: variance of the Laplacian of the grey crop at
+        128 px. ``light``: mean grey level, 0–255.
+    """
+    rows = np.flatnonzero(np.array(person.sources) == "detected")
+    small = [cv2.resize(cv2.cvtColor(person.images[row], cv2.COLOR_RGB2GRAY), (128, 128), interpolation=cv2.INTER_AREA)
+             for row in rows]
+    return {"side_px": float(np.median(person.boxes[rows, 2])),
+            "sharpness": float(np.median([cv2.Laplacian(image, cv2.CV_32F).var() for image in small])),
+            "light": float(np.median([image.mean() for image in small]))}
+
+
+def quality_note(person: FaceCrops) -> str | None:
+    """Why the score of a person's face says little, in words; None where the picture is good enough."""
+    if "detected" not in person.sources:
+        return None
+    found, reasons = face_quality(person), []
+    if found["side_px"] < SMALL_PX:
+        reasons.append(f"the face is {found['side_px']:.0f} px wide, under {SMALL_PX:.0f}")
+    if found["sharpness"] < BLURRED:
+        reasons.append("it is blurred or heavily compressed")
+    if found["light"] < DARK:
+        reasons.append("it is very dark")
+    return f"the picture's quality is {MARK}: {', '.join(reasons)}" if reasons else None
