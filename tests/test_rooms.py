@@ -26,8 +26,8 @@ FLOORS = [
 ORDER = {room: (floor, place) for floor, rooms in enumerate(FLOORS) for place, room in enumerate(rooms)}
 LONGEST_FILE, WHOLE_MODULE, SERVING = 450, 7500, 4000  # lines
 SCORES_A_CLIP = ["__init__", "__main__", "detector", "extraction", "submission", "storage", "blocks", "metrics", "kaggle.paths",
-                 "media.files", "media.video", "media.isolation", "media.sound", "datasets.dfdc", "face.detection", "face.likeness", "face.framing",
-                 "voice.signal", "voice.networks", "fusion.rules", "explain", "report", "plots"]
+                 "media.files", "media.video", "media.isolation", "media.sound", "datasets.dfdc", "face.detection",
+                 "face.likeness", "face.framing", "voice.signal", "voice.networks", "fusion.rules", "explain", "report", "plots"]
 
 
 def files() -> dict[str, Path]:
