@@ -13,6 +13,7 @@ SCENE, HEAD = 64, 32  # px, side of the thumbnails
 BINS = 8  # of each of the three channels of Lab
 SAME_SCENE = 0.62  # least shared part of two frames' colours
 SAME_HEAD, SAME_SHADES = 0.72, 0.33  # the same of two heads, and the least correlation of their shades
+TURNED_HEAD = 0.6  # least shared part of the colours of a head seen from another side, or covered in part
 HEAD_SIDE = 1.6  # of a head's square, in sides of the tight one
 
 
@@ -34,8 +35,10 @@ class Looks:
                   turned: bool = False) -> bool:
         """Whether two squares, each a frame and a tight box, may show one head, ``turned`` or not."""
         (colours, shades), (colours_2, shades_2) = self._head(*one), self._head(*other)
-        alike = _shared(colours, colours_2) >= SAME_HEAD
-        return alike and (turned or float((shades * shades_2).sum()) >= SAME_SHADES)
+        shared = _shared(colours, colours_2)
+        if turned:
+            return shared >= TURNED_HEAD
+        return shared >= SAME_HEAD and float((shades * shades_2).sum()) >= SAME_SHADES
 
     def _scene(self, frame: int) -> np.ndarray:
         if frame not in self._scenes:

@@ -157,13 +157,12 @@ def _is_regular(stamps_s: np.ndarray) -> bool:
 
 
 def _length(stamps_s: np.ndarray, fps: float = 0.0) -> float:
-    """Seconds from the first frame to the end of the last one, which is shown as long as most."""
+    """Seconds from the first frame to the end of the last one, which is shown as long as the one before."""
     if len(stamps_s) < 2:
         return _duration(len(stamps_s), fps)
-    step_s = float(np.median(np.diff(stamps_s)))
-    if fps and abs(step_s * fps - 1) < 0.1 and _is_regular(stamps_s):
+    if fps and abs(np.median(np.diff(stamps_s)) * fps - 1) < 0.1 and _is_regular(stamps_s):
         return _duration(len(stamps_s), fps)
-    return float(stamps_s[-1] - stamps_s[0]) + step_s
+    return float(2 * stamps_s[-1] - stamps_s[-2] - stamps_s[0])
 
 
 def _is_off(stamps_s: np.ndarray, picked: list[int], wanted: list[int]) -> bool:
