@@ -222,7 +222,7 @@ class Detector:
 
     def voice_outputs(self, path: Path, samples: np.ndarray | None, sample_rate: int,
                       warnings: list[str]) -> dict | None:
-        """The voice network's outputs for a clip's sound; None without sound or, with a warning, if nobody speaks.
+        """The voice network's outputs for a clip's sound; None without sound or, with a warning, without speech.
 
         ``samples``: as :func:`extraction.listen` returns them, at ``sample_rate`` Hz; None without sound.
         """
@@ -359,7 +359,7 @@ def _save_strip(path: Path, verdict: Verdict, people: list[framing.FaceCrops]) -
         crops = people[int(np.argmax(suspicion))].images
         strip = np.concatenate([cv2.resize(crop, (128, 128), interpolation=cv2.INTER_AREA) for crop in crops],
                                axis=1)
-        path.write_bytes(cv2.imencode(".jpg", strip[..., ::-1])[1])  # imwrite hides a full disk
+        path.write_bytes(cv2.imencode(".jpg", strip[..., ::-1])[1].tobytes())  # imwrite hides a full disk
 
 
 def _resize(crop: np.ndarray, side: int) -> np.ndarray:

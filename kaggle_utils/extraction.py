@@ -7,11 +7,12 @@ machine's processors or, with ``dask`` or ``ray``, on a cluster whose machines s
 import json
 import os
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import cv2
 import joblib
@@ -61,7 +62,7 @@ def extract(path: str | Path, finder: detection.FaceFinder, frames: int = FRAMES
         sound = beside.submit(listen, path, sample_rate)
         clip, warnings = look(path, frames)
         people = framing.extract_faces(clip.images, finder) if clip else []
-        if people and people[0].track < 0 and (turned := upright(path, clip, finder)):
+        if clip and people[0].track < 0 and (turned := upright(path, clip, finder)):
             people, warnings = framing.extract_faces(turned.images, finder), turned.warnings
         samples, heard = sound.result()
     times_s = clip.times_s if clip else np.zeros(0)
@@ -103,7 +104,8 @@ class Ahead:
     """Extracts the next clip in a background thread while the current one is scored."""
 
     def __init__(self, extract: Callable[[Path, int], Extract]):
-        self._extract, self._thread, self._coming = extract, ThreadPoolExecutor(max_workers=1), {}
+        self._extract, self._thread = extract, ThreadPoolExecutor(max_workers=1)
+        self._coming: dict[Path, Future] = {}
 
     def __call__(self, path: Path, frames: int, following: Path | None = None) -> Extract:
         """The extract of a clip, prefetched if it was the last ``following``; then prefetch ``following``."""
@@ -125,7 +127,7 @@ def save_extract(path: str | Path, extracted: Extract, key: str = "") -> None:
     The same extract gives the same bytes. ``key`` identifies its source clip and settings.
     """
     path, people = Path(path), extracted.people
-    arrays = {f"{name}_{number}": value for number, person in enumerate(people) for name, value in {
+    arrays: dict[str, Any] = {f"{name}_{number}": value for number, person in enumerate(people) for name, value in {
         "images": person.images, "boxes": person.boxes.round(DECIMALS).astype(np.float32),
         "sources": np.array(person.sources), "frames": person.frame_indices, "track": person.track}.items()}
     if extracted.samples is not None:
@@ -205,7 +207,8 @@ def extract_clips(clips: pd.DataFrame, cache_folder: str | Path, jobs: int = 1, 
 
 def _key(path: Path, frames: int) -> str:
     """Identifies what a cached file was made from: the clip's size in bytes and mtime, and the settings."""
-    return " ".join(map(str, [*(file_stamp(path) or ["missing"]), frames, READING]))
+    stamp = " ".join(map(str, file_stamp(path) or ("missing",)))
+    return f"{stamp} {frames} {READING}"
 
 
 def _extract_to_file(path: Path, target: Path, key: str, frames: int) -> None:

@@ -72,7 +72,8 @@ class TimeGuard:
     def __init__(self, hours: float | None, clips_left: int, clock: Callable[[], float] = time.monotonic):
         self.clock, self.left = clock, clips_left
         self.deadline = None if hours is None else clock() + hours * 3600 * MARGIN
-        self.rung, self.seconds, self.uncounted, self.last = 0, [], 1, 0.0
+        self.rung, self.uncounted, self.last = 0, 1, 0.0
+        self.seconds: list[float] = []
 
     @property
     def frames(self) -> int:

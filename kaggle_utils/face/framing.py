@@ -124,8 +124,8 @@ def _assign(tracks: list[Track], frame: int, detections: Sequence[Sequence[Detec
     faces = detections[frame]
     costs = np.array([[_shift(track, frame, face, detections, looks) for face in faces] for track in tracks])
     costs = costs.reshape(len(tracks), len(faces))
-    pairs = zip(*linear_sum_assignment(np.minimum(costs, 1e6)), strict=True)
-    pairs = [(row, number) for row, number in pairs if np.isfinite(costs[row, number])]
+    assigned = zip(*linear_sum_assignment(np.minimum(costs, 1e6)), strict=True)
+    pairs = [(row, number) for row, number in assigned if np.isfinite(costs[row, number])]
     for row, number in pairs:
         tracks[row].detections[frame] = faces[number]
     return {number for _, number in pairs}
@@ -189,7 +189,7 @@ def cut(image: np.ndarray, box: np.ndarray, size: int = SIZE) -> np.ndarray:
                       interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_CUBIC)
 
 
-def extract_faces(frames: Sequence[np.ndarray], finder: FaceFinder, framing: str = TIGHT, rows: int = ROWS,
+def extract_faces(frames: Sequence[np.ndarray], finder: Callable[..., list[list[Detection]]], framing: str = TIGHT, rows: int = ROWS,
                   max_tracks: int = 4) -> list[FaceCrops]:
     """The crops of each person in a clip, the main person first; without a face, one list of fallback crops.
 

@@ -114,15 +114,15 @@ class NoisyOr:
         if not seen.any() and voice is None:
             return prior
         voice_prior = 0.0 if voice is None else self.voice_share * prior if seen.any() else prior
-        chances = [0.0, 0.0]
+        of_faces = of_voice = 0.0
         if seen.any():
             logit = self.calibration.logit(pooled(face["logit"][:, 0], seen, self.calibration.pooling),
                                            "face")
-            chances[0] = any_fake([float(logit), *others], 1 - (1 - prior) / (1 - voice_prior))
+            of_faces = any_fake([float(logit), *others], 1 - (1 - prior) / (1 - voice_prior))
         if voice is not None:
-            chances[1] = sigmoid(self.calibration.logit(voice["logit"].mean(), "voice")
-                                 + log_odds(voice_prior))
-        return float(1 - (1 - chances[0]) * (1 - chances[1]))
+            of_voice = float(sigmoid(self.calibration.logit(voice["logit"].mean(), "voice")
+                                     + log_odds(voice_prior)))
+        return float(1 - (1 - of_faces) * (1 - of_voice))
 
 
 class LastNetwork:

@@ -98,11 +98,11 @@ def run_ffmpeg(path: Path, *options: object, demuxers: str = CONTAINERS, kept: s
 
     command = [FFMPEG_BINARY, "-hide_banner", "-nostdin", "-protocol_whitelist", "file", "-format_whitelist",
                demuxers, "-i", str(path.resolve()), *map(str, options)]
-    pipes = {name: subprocess.PIPE if kept in (name, "both") else subprocess.DEVNULL
-             for name in ("stdout", "stderr")}
+    stdout, stderr = (subprocess.PIPE if kept in (name, "both") else subprocess.DEVNULL
+                      for name in ("stdout", "stderr"))
     limit_s = time_limit(path) if limit_s is None else limit_s
     try:
-        done = subprocess.run(command, **pipes, check=False, timeout=limit_s)
+        done = subprocess.run(command, stdout=stdout, stderr=stderr, check=False, timeout=limit_s)
     except subprocess.TimeoutExpired as error:
         raise UnreadableClip(path, f"ffmpeg did not finish in {limit_s:.0f} s") from error
     if done.returncode < 0:

@@ -39,7 +39,7 @@ def read_voice(path: str | Path, sample_rate: int = SAMPLE_RATE,
         return None
     if re.search(r"Audio: .*stereo", listed) and _rms(samples) < LOUD:
         channels, _ = _decode(Path(path), sample_rate, 2, seconds)
-        if _rms(samples) < LOST * max(_rms(channels[:, 0]), _rms(channels[:, 1])):
+        if channels is not None and _rms(samples) < LOST * max(_rms(channels[:, 0]), _rms(channels[:, 1])):
             return mixed(channels)
     return samples[:, 0]
 

@@ -195,7 +195,8 @@ def _read(path: Path, wanted: list[int]) -> tuple[list[np.ndarray], list[int], n
 
     A damaged frame gives way to the next.
     """
-    images, picked, stamps_s = [], [], []
+    images: list[np.ndarray] = []
+    picked, stamps_s = [], []
     with _open(path) as capture:
         header = _info(capture, path)
         for index, time_s in _grab(capture, header.fps):
