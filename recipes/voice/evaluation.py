@@ -25,7 +25,7 @@ from .training import RUNS, VoiceSettings, load_corpus, predict_logits, train_vo
 
 MEMBERS = ("linear", "lfcc", "quality")  # averaged: voice.keras, voice_lfcc.keras, voice_quality.keras
 SPEAKERS = "speakers"  # in the place of a fold: known systems and pages, unknown speakers
-COMMAND = "python -m kaggle_utils evaluate voice"
+COMMAND = "python -m recipes evaluate voice"
 
 
 # --- folds ------------------------------------------------------------------------------------------------
@@ -249,7 +249,7 @@ def figures(scores: pd.DataFrame, line: tuple[float, float]) -> list[dict]:
                     f"voice/{name}/{row}",
                     value,
                     interval,
-                    data="voices",
+                    data="voice/systems, neural, bona_fide",
                     split=split,
                     command=COMMAND,
                     seed=0,
