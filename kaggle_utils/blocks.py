@@ -1,4 +1,4 @@
-"""Layers that several networks share, and the names and widths of the outputs of every branch."""
+"""Layers shared by several networks, and the names and widths of every branch's outputs."""
 
 import math
 from functools import partial
@@ -12,9 +12,9 @@ VOICE_OUTPUTS = {"embedding": 32, "side1": 128, "side2": 128, "side3": 128}
 registered = keras.saving.register_keras_serializable("kaggle_utils")
 
 
-# --- pieces ------------------------------------------------------------------------------------------------
+# --- pieces -------------------------------------------------------------------------------------------------
 def normalize(x, kind: str):
-    """BatchNorm, GroupNorm (Wu & He 2018; eight groups, or one where a group would hold one channel) or none."""
+    """BatchNorm, GroupNorm (Wu & He 2018; eight groups, or one if each would hold one channel) or none."""
     channels = x.shape[-1]
     if kind == "batch":
         return layers.BatchNormalization()(x)
@@ -30,7 +30,7 @@ def concat(*parts, name: str | None = None):
 
 
 def conv2d(x, filters: int, size: int, dilation: int = 1, gated: bool = False):
-    """ReLU convolution; gated: convolution times the sigmoid of another (Dauphin et al. 2017)."""
+    """ReLU convolution; gated: a convolution times the sigmoid of another (Dauphin et al. 2017)."""
     conv = partial(layers.Conv2D, filters, size, padding="same", dilation_rate=dilation)
     if gated:
         return layers.Multiply()([conv()(x), conv(activation="sigmoid")(x)])
@@ -46,7 +46,7 @@ def projected_side(x, units: int, name: str, normalization: str):
 
 
 def with_head(branch: keras.Model) -> keras.Model:
-    """The same network (weights shared) with one more output, "logit" (1): a dense 1 on the embedding."""
+    """The same network (shared weights) with one more output, "logit" (1): a dense 1 on the embedding."""
     outputs = dict(branch.output)
     outputs["logit"] = layers.Dense(1, name="logit")(outputs["embedding"])
     return keras.Model(branch.input, outputs, name=branch.name)

@@ -1,8 +1,7 @@
-"""A clip to what the networks take, the crops of each person and the voice; whole folders of clips to a cache.
+"""Turn a clip into network inputs, the crops of each person and the voice; cache whole folders of clips.
 
-The cache holds one compressed file for each clip. A run that was stopped goes on with the clips that are left, and joblib
-spreads the clips over the processors of one machine or, through its ``dask`` and ``ray`` backends, over a cluster whose
-machines see the same folders.
+The cache holds one compressed file per clip, and an interrupted run resumes. joblib runs the clips on one
+machine's processors or, with ``dask`` or ``ray``, on a cluster whose machines share the folders.
 """
 
 import json
@@ -25,16 +24,17 @@ from .media import isolation, sound, video
 
 FRAMES = 10  # frames read from a clip
 BACKENDS = ("loky", "dask", "ray")
-DECIMALS = 2  # of boxes in a cached file, in pixels: the last bits depend on how many threads MTCNN had
+DECIMALS = 2  # of cached boxes, in pixels: the last bits depend on MTCNN's number of threads
 
 
 @dataclass(eq=False)
 class Extract:
-    """What is kept of one clip.
+    """The extracted data of one clip.
 
-    ``people``: the crops of each person, the main one first; without a face, one list of fallback crops; empty where the
-    picture cannot be read. ``times_s`` float64 (frames,): when each frame was. ``samples`` float32 (T,) in [-1, 1] at
-    ``sample_rate`` Hz, None without a sound track. ``warnings``: what could not be read, each naming the file.
+    ``people``: the crops of each person, the main one first; without a face, one list of fallback crops;
+    empty if the picture cannot be read. ``times_s`` float64 (frames,): the time of each frame. ``samples``
+    float32 (T,) in [-1, 1] at ``sample_rate`` Hz, None without a sound track. ``warnings``: each names the
+    file.
     """
 
     people: list[framing.FaceCrops]
@@ -46,11 +46,10 @@ class Extract:
 
 def extract(path: str | Path, finder: detection.FaceFinder, frames: int = FRAMES,
             sample_rate: int = sound.SAMPLE_RATE) -> Extract:
-    """Read a clip once: its frames, the faces in them and, at the same time, its sound.
+    """Read a clip once: its frames and faces and, in parallel, its sound.
 
     Args:
-        path: a video file; what cannot be read becomes a warning.
-        frames: how many, evenly spread. sample_rate: of the voice, in Hz.
+        path: a video file; parts that cannot be read become warnings.
     """
     path = Path(path)
     with ThreadPoolExecutor(max_workers=1) as beside:
@@ -62,7 +61,7 @@ def extract(path: str | Path, finder: detection.FaceFinder, frames: int = FRAMES
 
 
 def look(path: Path, frames: int) -> tuple[video.Frames | None, list[str]]:
-    """The frames of a clip, or None where its picture cannot be read, and warnings."""
+    """The frames of a clip, or None if its picture cannot be read, and warnings."""
     try:
         clip = isolation.read_frames(path, frames)
     except video.UnreadableClip as error:
@@ -71,22 +70,23 @@ def look(path: Path, frames: int) -> tuple[video.Frames | None, list[str]]:
 
 
 def listen(path: Path, sample_rate: int) -> tuple[np.ndarray | None, list[str]]:
-    """The voice of a clip float32 (T,), or None where there is none or it cannot be read, and warnings."""
+    """The voice of a clip, float32 (T,), or None if it is missing or cannot be read, and warnings."""
     try:
         samples = sound.read_voice(path, sample_rate)
     except video.UnreadableClip as error:
         return None, [f"{error}; the voice was not analysed"]
-    return samples, [] if samples is not None else [f"{path.name}: no sound track, the voice was not analysed"]
+    missing = [f"{path.name}: no sound track, the voice was not analysed"] if samples is None else []
+    return samples, missing
 
 
 class Ahead:
-    """Extracts clips in a thread beside the caller's, so that one is decoded and searched while the last is scored."""
+    """Extracts the next clip in a background thread while the current one is scored."""
 
     def __init__(self, extract: Callable[[Path, int], Extract]):
         self._extract, self._thread, self._coming = extract, ThreadPoolExecutor(max_workers=1), {}
 
     def __call__(self, path: Path, frames: int, following: Path | None = None) -> Extract:
-        """The extract of a clip, begun before if it was named as ``following``; begins with the next ``following``."""
+        """The extract of a clip, prefetched if it was the last ``following``; then prefetch ``following``."""
         wanted = self._coming.pop(path, None) or self._thread.submit(self._extract, path, frames)
         self._coming = {following: self._thread.submit(self._extract, following, frames)} if following else {}
         return wanted.result()
@@ -98,11 +98,11 @@ class Ahead:
         self._thread.shutdown(cancel_futures=True)
 
 
-# --- one file for each clip -----------------------------------------------------------------------------------------
+# --- one file for each clip ---------------------------------------------------------------------------------
 def save_extract(path: str | Path, extracted: Extract, key: str = "") -> None:
-    """Write an extract as a compressed ``.npz`` under a temporary name, then rename it: a file is whole or not there.
+    """Write an extract as a compressed ``.npz``, atomically (temporary name, then rename).
 
-    The same extract gives the same bytes. ``key`` says what it was made of.
+    The same extract gives the same bytes. ``key`` identifies its source clip and settings.
     """
     path, people = Path(path), extracted.people
     arrays = {f"{name}_{number}": value for number, person in enumerate(people) for name, value in {
@@ -110,7 +110,8 @@ def save_extract(path: str | Path, extracted: Extract, key: str = "") -> None:
         "sources": np.array(person.sources), "frames": person.frame_indices, "track": person.track}.items()}
     if extracted.samples is not None:
         arrays["samples"] = np.rint(extracted.samples * 32768).astype(np.int16)
-    about = {"key": key, "people": len(people), "sample_rate": extracted.sample_rate, "warnings": extracted.warnings}
+    about = {"key": key, "people": len(people), "sample_rate": extracted.sample_rate,
+             "warnings": extracted.warnings}
     partial_path = path.with_name(f"{path.name}.{os.getpid()}.partial")
     with open(partial_path, "wb") as file:
         np.savez_compressed(file, about=json.dumps(about), times_s=extracted.times_s, **arrays)
@@ -118,50 +119,52 @@ def save_extract(path: str | Path, extracted: Extract, key: str = "") -> None:
 
 
 def load_extract(path: str | Path) -> Extract:
-    """Read what :func:`save_extract` wrote; boxes to a hundredth of a pixel, all else as it was."""
+    """Read a file that :func:`save_extract` wrote; boxes are rounded to 0.01 pixels, the rest is exact."""
     with np.load(path, allow_pickle=False) as file:
         about = json.loads(str(file["about"]))
-        people = [framing.FaceCrops(file[f"images_{n}"], file[f"boxes_{n}"].astype(float), file[f"sources_{n}"].tolist(),
-                                  file[f"frames_{n}"], int(file[f"track_{n}"])) for n in range(about["people"])]
+        people = [framing.FaceCrops(file[f"images_{n}"], file[f"boxes_{n}"].astype(float),
+                                    file[f"sources_{n}"].tolist(), file[f"frames_{n}"],
+                                    int(file[f"track_{n}"]))
+                  for n in range(about["people"])]
         samples = file["samples"] / np.float32(32768) if "samples" in file else None
         return Extract(people, file["times_s"], samples, about["sample_rate"], about["warnings"])
 
 
 def _is_made(path: Path, key: str) -> bool:
-    """Whether a cached file is there and was made of what ``key`` says."""
+    """Whether a cached file exists and its key is ``key``."""
     if not path.is_file():
         return False
     with np.load(path, allow_pickle=False) as file:
         return json.loads(str(file["about"]))["key"] == key
 
 
-# --- folders --------------------------------------------------------------------------------------------------------
+# --- folders ------------------------------------------------------------------------------------------------
 def extract_folder(folder: str | Path, cache_folder: str | Path, jobs: int = 1, backend: str = "loky",
                    scheduler: str | None = None, frames: int = FRAMES, progress: bool = True) -> pd.DataFrame:
-    """:func:`extract_clips` for every clip that is to be scored in a folder (``datasets.dfdc.clips_to_score``)."""
+    """:func:`extract_clips` for every clip that ``datasets.dfdc.clips_to_score`` lists for a folder."""
     clips = clips_to_score(Path(folder).resolve()).drop(columns="label")
     return extract_clips(clips, cache_folder, jobs, backend, scheduler, frames, progress)
 
 
 def extract_clips(clips: pd.DataFrame, cache_folder: str | Path, jobs: int = 1, backend: str = "loky",
                   scheduler: str | None = None, frames: int = FRAMES, progress: bool = True) -> pd.DataFrame:
-    """Fill ``cache_folder`` with one ``NAME.npz`` for each clip, for :func:`load_extract`.
+    """Fill ``cache_folder`` with one ``NAME.npz`` per clip, for :func:`load_extract`.
 
-    A finished file is kept, unless the clip has changed since or another number of frames was read.
+    A finished file is reused unless the clip or the number of frames has changed.
 
     Args:
-        clips: columns ``filename`` and ``path``; rows without a path are left out.
-        jobs: number of processes; -1: one for each processor. On a cluster its workers count instead.
-        backend: ``loky`` for processes on this machine, ``dask`` or ``ray`` for a cluster. All machines of the cluster
-            see both folders under these paths and have this package.
-        scheduler: address of the cluster's scheduler, such as ``tcp://10.0.0.5:8786``; None: one on this machine.
-        progress: show clips a second and the time left.
+        clips: columns ``filename`` and ``path``; rows without a path are skipped.
+        jobs: number of processes; -1: one per processor. On a cluster, its workers count instead.
+        backend: ``loky`` for processes on this machine, ``dask`` or ``ray`` for a cluster. All machines of
+            the cluster must see both folders under the same paths and have this package installed.
+        scheduler: address of the cluster's scheduler, such as ``tcp://10.0.0.5:8786``; None: a local one.
 
     Returns:
-        ``clips`` with the columns ``cache`` (the file) and ``made``, False where an earlier run had made it.
+        ``clips`` with the columns ``cache`` (the file) and ``made``, False if an earlier run had made it.
 
     Raises:
-        ValueError: an unknown backend. FileNotFoundError: no clips.
+        ValueError: an unknown backend.
+        FileNotFoundError: no clips.
     """
     cache_folder = Path(cache_folder).resolve()
     cache_folder.mkdir(parents=True, exist_ok=True)
@@ -171,7 +174,7 @@ def extract_clips(clips: pd.DataFrame, cache_folder: str | Path, jobs: int = 1, 
     clips["made"] = [not _is_made(row.cache, keys[row.path]) for row in clips.itertuples()]
     waiting = clips[clips["made"]]
     with _parallel_backend(backend, scheduler):
-        order = "list" if backend == "ray" else "generator_unordered"  # ray returns everything at the end
+        order = "list" if backend == "ray" else "generator_unordered"  # ray returns all results at the end
         work = joblib.Parallel(jobs, return_as=order, batch_size=1)
         done = work(joblib.delayed(_extract_to_file)(row.path, row.cache, keys[row.path], frames)
                     for row in waiting.itertuples())
@@ -181,7 +184,7 @@ def extract_clips(clips: pd.DataFrame, cache_folder: str | Path, jobs: int = 1, 
 
 
 def _key(path: Path, frames: int) -> str:
-    """What a cached file was made of: size in bytes and time of the last change of the clip, and the settings."""
+    """Identifies what a cached file was made from: the clip's size in bytes and mtime, and the settings."""
     return " ".join(map(str, [*(file_stamp(path) or ["missing"]), frames]))
 
 
@@ -191,13 +194,13 @@ def _extract_to_file(path: Path, target: Path, key: str, frames: int) -> None:
 
 @cache
 def _finder() -> detection.FaceFinder:
-    """One for each process, so that its networks load once."""
+    """One detector per process: its networks load once."""
     return detection.FaceFinder()
 
 
 @contextmanager
 def _parallel_backend(backend: str, scheduler: str | None) -> Iterator[None]:
-    """Let joblib run on ``backend``; a client of the scheduler lives as long as the block."""
+    """Run joblib on ``backend``; a client of the scheduler lives as long as the block."""
     if backend not in BACKENDS:
         raise ValueError(f"backend: expected one of {', '.join(BACKENDS)}, found {backend!r}")
     if backend == "dask":

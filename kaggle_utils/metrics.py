@@ -1,7 +1,7 @@
-"""How good a set of scores is, and how the scores of a clip's frames become one.
+"""Metrics of a set of scores, and pooling of a clip's frame scores.
 
-Labels are 0 (REAL) and 1 (FAKE), probabilities are P(fake) in [0, 1]; both are one-dimensional and of one
-length. Anything else (NaN included) raises ValueError. scikit-learn loads when a function first needs it.
+Labels are 0 (REAL) and 1 (FAKE), probabilities are P(fake) in [0, 1]; both are one-dimensional and equally
+long. Anything else, NaN included, raises ValueError. scikit-learn loads on first use.
 """
 
 from collections.abc import Callable
@@ -9,18 +9,8 @@ from collections.abc import Callable
 import numpy as np
 from numpy.typing import ArrayLike
 
-__all__ = [
-    "auc",
-    "bootstrap_interval",
-    "confident_strategy",
-    "equal_error_rate",
-    "expected_calibration_error",
-    "fit_line",
-    "log_loss",
-    "power_transform",
-    "reliability",
-    "sigmoid",
-]
+__all__ = ["auc", "bootstrap_interval", "confident_strategy", "equal_error_rate",
+           "expected_calibration_error", "fit_line", "log_loss", "power_transform", "reliability", "sigmoid"]
 
 
 def sigmoid(logits: ArrayLike) -> np.ndarray:
@@ -41,9 +31,10 @@ def log_loss(labels: ArrayLike, probabilities: ArrayLike, eps: float = 1e-15) ->
 
 
 def auc(labels: ArrayLike, probabilities: ArrayLike) -> float:
-    """Area under the ROC curve: the chance that a fake scores above a real, a tie counting one half.
+    """Area under the ROC curve: the chance that a fake scores above a real; a tie counts one half.
 
-    Raises ValueError unless both classes are present.
+    Raises:
+        ValueError: one class is missing.
     """
     from sklearn import metrics
 
@@ -53,26 +44,31 @@ def auc(labels: ArrayLike, probabilities: ArrayLike) -> float:
 def equal_error_rate(labels: ArrayLike, probabilities: ArrayLike) -> float:
     """The error rate, in [0, 1], at the threshold where false alarms equal misses.
 
-    Between two neighbouring points of the ROC curve both rates are interpolated linearly, so the result is
-    where the curve crosses the diagonal FPR = 1 - TPR. Raises ValueError unless both classes are present.
+    Both rates are interpolated linearly between neighbouring points of the ROC curve: the result is where the
+    curve crosses the diagonal FPR = 1 - TPR.
+
+    Raises:
+        ValueError: one class is missing.
     """
     from sklearn import metrics
 
-    false_alarm, hit, _ = metrics.roc_curve(*_checked(labels, probabilities, both_classes=True), drop_intermediate=False)
+    false_alarm, hit, _ = metrics.roc_curve(*_checked(labels, probabilities, both_classes=True),
+                                            drop_intermediate=False)
     return float(np.interp(0.0, false_alarm - (1 - hit), false_alarm))
 
 
 def reliability(labels: ArrayLike, probabilities: ArrayLike, bins: int = 10) -> tuple[np.ndarray, ...]:
-    """The points of a reliability diagram over `bins` intervals of equal width.
+    """The points of a reliability diagram over ``bins`` intervals of equal width.
 
-    Returns three float arrays (k,) for the k intervals that hold a score: mean probability, share of
-    fakes, and number of scores. A probability on an inner edge falls into the upper interval.
+    A probability on an inner edge falls into the upper interval.
+
+    Returns:
+        float arrays (k,) for the k non-empty intervals: mean probability, share of fakes, number of scores.
     """
     labels, probabilities = _checked(labels, probabilities)
     interval = np.minimum((probabilities * bins).astype(int), bins - 1)
-    counts, predicted, fakes = (
-        np.bincount(interval, weights, bins) for weights in (np.ones_like(probabilities), probabilities, labels)
-    )
+    counts, predicted, fakes = (np.bincount(interval, weights, bins)
+                                for weights in (np.ones_like(probabilities), probabilities, labels))
     held = counts > 0
     return predicted[held] / counts[held], fakes[held] / counts[held], counts[held]
 
@@ -80,35 +76,29 @@ def reliability(labels: ArrayLike, probabilities: ArrayLike, bins: int = 10) -> 
 def expected_calibration_error(labels: ArrayLike, probabilities: ArrayLike, bins: int = 10) -> float:
     """Mean distance, in [0, 1], between probability and share of fakes (Naeini et al. 2015).
 
-    Each of the `bins` intervals of equal width weighs as much as it holds scores.
+    The ``bins`` intervals have equal width and are weighted by their number of scores.
     """
     predicted, observed, counts = reliability(labels, probabilities, bins)
     return float(np.average(np.abs(predicted - observed), weights=counts))
 
 
-def bootstrap_interval(
-    metric: Callable[[np.ndarray, np.ndarray], float],
-    labels: ArrayLike,
-    probabilities: ArrayLike,
-    groups: ArrayLike | None = None,
-    rounds: int = 1000,
-    seed: int = 0,
-) -> tuple[float, float]:
-    """95 % percentile interval of `metric(labels, probabilities)` (Efron 1979), resampling whole groups.
+def bootstrap_interval(metric: Callable[[np.ndarray, np.ndarray], float], labels: ArrayLike,
+                       probabilities: ArrayLike, groups: ArrayLike | None = None, rounds: int = 1000,
+                       seed: int = 0) -> tuple[float, float]:
+    """95 % percentile interval of ``metric(labels, probabilities)`` (Efron 1979), resampling whole groups.
 
-    `groups` (n,) names what belongs together (an original and its fakes, a speaker); without it every row
-    is its own group. When both classes are present, a resample of one class alone is drawn again, so that
-    AUC and EER stay defined.
+    ``groups`` (n,) names rows that belong together (an original and its fakes, a speaker); by default every
+    row is its own group. If both classes are present, resamples with one class are redrawn.
     """
     labels, probabilities = _checked(labels, probabilities)
     groups = np.arange(len(labels)) if groups is None else np.asarray(groups)
     if groups.shape != labels.shape:
-        raise ValueError(f"groups: found shape {groups.shape}, expected {labels.shape}, one name a row")
+        raise ValueError(f"groups: found shape {groups.shape}, expected {labels.shape}, one name per row")
     _, member = np.unique(groups, return_inverse=True)
     rows = np.split(np.argsort(member, kind="stable"), np.cumsum(np.bincount(member))[:-1])
     classes = len(np.unique(labels))
     if classes == 2 and len(rows) == 1:
-        raise ValueError("groups: found one group only, expected two or more to resample")
+        raise ValueError("groups: found only one group, expected at least two to resample")
     random = np.random.default_rng(seed)
     values: list[float] = []
     while len(values) < rounds:
@@ -120,7 +110,7 @@ def bootstrap_interval(
 
 
 def fit_line(labels: ArrayLike, logits: ArrayLike) -> tuple[float, float]:
-    """Scale and shift that make logits log odds, both classes weighted alike (Platt 1999)."""
+    """Scale and shift that turn logits into log odds, both classes weighted alike (Platt 1999)."""
     from sklearn.linear_model import LogisticRegression
 
     middle, spread = float(np.mean(logits)), max(float(np.std(logits)), 1e-6)
@@ -131,11 +121,11 @@ def fit_line(labels: ArrayLike, logits: ArrayLike) -> tuple[float, float]:
 
 
 def confident_strategy(probabilities: ArrayLike, threshold: float = 0.8) -> float:
-    """Pooling of the winner of the challenge (Seferbekov 2020): trust the frames that are sure.
+    """Pooling of the challenge's winner (Seferbekov 2020): trust the confident frames.
 
-    The mean of the frames above `threshold` when they are more than 2 in 5 (rounded down) and more than 11
-    of 32; else the mean of the frames below 1 - threshold when they are more than 9 in 10; else the mean
-    of all. The "11" was made for 32 frames and is scaled with their number.
+    The mean of the frames above ``threshold`` if they are more than 2 in 5 (rounded down) and more than 11 of
+    32; else the mean of the frames below 1 - threshold if they are more than 9 in 10; else the mean of all.
+    The original 11 assumed 32 frames; here it scales with their number.
     """
     probabilities = clip_frames(probabilities)
     frames = len(probabilities)
@@ -148,29 +138,30 @@ def confident_strategy(probabilities: ArrayLike, threshold: float = 0.8) -> floa
 
 
 def power_transform(probabilities: ArrayLike, power: float = 0.65) -> float:
-    """Pooling of the third place (NTech-Lab 2020): sharpen each frame, weigh it by its certainty.
+    """Pooling of the third place (NTech-Lab 2020): sharpen each frame and weight it by its confidence.
 
-    With d = p - 0.5, a frame counts as 0.5 + sign(d) |d|^power, clipped to [0.01, 0.99], with the weight
-    |d| + 1e-4. Frames that all say 0.7 give 0.8513.
+    With d = p - 0.5, a frame's score is 0.5 + sign(d) |d|^power, clipped to [0.01, 0.99], with weight |d| +
+    1e-4. Frames that are all 0.7 give 0.8513.
     """
     distance = clip_frames(probabilities) - 0.5
     sharpened = np.clip(0.5 + np.sign(distance) * np.abs(distance) ** power, 0.01, 0.99)
     return float(np.average(sharpened, weights=np.abs(distance) + 1e-4))
 
 
-def _checked(labels: ArrayLike, probabilities: ArrayLike, both_classes: bool = False) -> tuple[np.ndarray, np.ndarray]:
-    """Both as float64 arrays (n,), or ValueError saying what was found."""
+def _checked(labels: ArrayLike, probabilities: ArrayLike,
+             both_classes: bool = False) -> tuple[np.ndarray, np.ndarray]:
+    """Both as float64 arrays (n,), or a ValueError that says what was found."""
     labels, probabilities = np.asarray(labels, np.float64), np.asarray(probabilities, np.float64)
     if labels.ndim != 1 or labels.shape != probabilities.shape or not labels.size:
-        raise ValueError(
-            f"labels {labels.shape} and probabilities {probabilities.shape}: expected two equal shapes (n,), n > 0"
-        )
+        raise ValueError(f"labels {labels.shape} and probabilities {probabilities.shape}: expected two equal "
+                         "shapes (n,), n > 0")
     if not np.isin(labels, (0, 1)).all():
-        raise ValueError(f"labels: found {np.setdiff1d(labels, (0, 1))[:5]}, expected 0 (REAL) and 1 (FAKE) only")
+        raise ValueError(f"labels: found {np.setdiff1d(labels, (0, 1))[:5]}, expected 0 (REAL) and 1 "
+                         "(FAKE) only")
     if not ((probabilities >= 0) & (probabilities <= 1)).all():
         raise ValueError("probabilities: found NaN or a value outside [0, 1]")
     if both_classes and labels.min() == labels.max():
-        raise ValueError(f"labels: found {labels[0]:.0f} alone, expected both 0 (REAL) and 1 (FAKE)")
+        raise ValueError(f"labels: found only {labels[0]:.0f}, expected both 0 (REAL) and 1 (FAKE)")
     return labels, probabilities
 
 

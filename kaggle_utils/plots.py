@@ -1,7 +1,7 @@
 """Figures of the notebooks: contact sheets, spectrograms, scores, calibration, training curves.
 
-Every function returns a finished ``matplotlib.figure.Figure`` with title, axes and units, already taken out of pyplot's
-list of open figures: as the last expression of a cell it is shown once, and ``figure.savefig(path)`` writes it.
+Every function returns a finished ``matplotlib.figure.Figure`` with title, axes and units. It is already
+closed in pyplot: as the last expression of a cell it is shown once, and ``figure.savefig(path)`` saves it.
 matplotlib is imported on first use.
 """
 
@@ -21,17 +21,18 @@ COLOURS = {
     "detected": "#2a9d5c", "interpolated": "#e9a227", "fallback": "#8a8a8a",
 }
 SOURCE_MARKERS = {"detected": "o", "interpolated": "^", "fallback": "x"}
-LINE_STYLES = ("-", "--", ":", "-.")  # so that curves differ on paper without colour
+LINE_STYLES = ("-", "--", ":", "-.")  # to tell curves apart without colour
 LINE_COLOURS = ("#2b7bba", "#d1495b", "#2a9d5c", "#e9a227", "#7b5ea7", "#6c757d")
-MEASURES = {"auc": "AUC", "eer": "EER", "accuracy": "accuracy"}  # those from 0 to 1, and what an axis calls them
+MEASURES = {"auc": "AUC", "eer": "EER", "accuracy": "accuracy"}  # in 0..1, with axis labels
 
 
 def _figure(rows: int = 1, columns: int = 1, size: tuple[float, float] = (8, 4), title: str | None = None,
             **options) -> tuple["Figure", np.ndarray]:
-    """A figure and its axes (rows, columns) that pyplot does not keep open; ``size`` in inches."""
+    """A figure, closed in pyplot, and its axes (rows, columns); ``size`` in inches."""
     from matplotlib import pyplot
 
-    figure, axes = pyplot.subplots(rows, columns, figsize=size, squeeze=False, layout="constrained", **options)
+    figure, axes = pyplot.subplots(rows, columns, figsize=size, squeeze=False,
+                                   layout="constrained", **options)
     pyplot.close(figure)
     if title:
         figure.suptitle(title)
@@ -39,14 +40,14 @@ def _figure(rows: int = 1, columns: int = 1, size: tuple[float, float] = (8, 4),
 
 
 def _frame(axis: "Axes", colour: str | None, width: float = 4) -> None:
-    """Take the ticks off a picture and draw its border in ``colour`` (none: no border)."""
+    """Remove the ticks of a picture and draw its border in ``colour`` (None: no border)."""
     axis.set(xticks=[], yticks=[])
     for spine in axis.spines.values():
         spine.set(visible=colour is not None, color=colour, linewidth=width)
 
 
 def _legend_of_names(figure: "Figure", names: Sequence[str]) -> None:
-    """Explain the colours of ``COLOURS`` that ``names`` uses, below the figure."""
+    """Add a legend below the figure for the colours of ``COLOURS`` that ``names`` uses."""
     from matplotlib.patches import Patch
 
     used = [name for name in COLOURS if name in set(names)]
@@ -56,18 +57,16 @@ def _legend_of_names(figure: "Figure", names: Sequence[str]) -> None:
 
 
 def contact_sheet(images: Sequence[np.ndarray], titles: Sequence[str] | None = None, columns: int = 5,
-                  title: str | None = None, borders: Sequence[str] | None = None, cell: float = 1.8) -> "Figure":
+                  title: str | None = None, borders: Sequence[str] | None = None,
+                  cell: float = 1.8) -> "Figure":
     """Pictures side by side, row by row.
 
     Args:
         images: uint8 RGB pictures (H, W, 3), of any sizes; (N, H, W, 3) too.
-        titles: a short text above each picture.
-        columns: pictures in a row.
-        borders: each picture's border: a name of ``COLOURS`` (explained in a legend) or any matplotlib colour.
-        cell: width of a picture in inches.
+        borders: each picture's border: a name of ``COLOURS`` (listed in a legend) or a matplotlib colour.
     """
     if len(images) == 0:
-        raise ValueError("contact_sheet: no images, at least one expected")
+        raise ValueError("contact_sheet: found no images, expected at least one")
     columns = min(columns, len(images))
     rows = -(-len(images) // columns)
     ratio = float(np.median([image.shape[0] / image.shape[1] for image in images]))
@@ -85,20 +84,21 @@ def contact_sheet(images: Sequence[np.ndarray], titles: Sequence[str] | None = N
     return figure
 
 
-def pair_strip(left: Sequence[np.ndarray], right: Sequence[np.ndarray], names: tuple[str, str] = ("REAL", "FAKE"),
-               titles: Sequence[str] | None = None, title: str | None = None, difference: bool = False,
-               gain: float = 4, cell: float = 1.8) -> "Figure":
-    """Each picture of ``left`` above its counterpart in ``right``: real against fake, tight against reference framing.
+def pair_strip(left: Sequence[np.ndarray], right: Sequence[np.ndarray],
+               names: tuple[str, str] = ("REAL", "FAKE"), titles: Sequence[str] | None = None,
+               title: str | None = None, difference: bool = False, gain: float = 4,
+               cell: float = 1.8) -> "Figure":
+    """Each picture of ``left`` above its counterpart in ``right``: real and fake, or two framings.
 
     Args:
-        left, right: equally many uint8 RGB pictures (H, W, 3); a pair has one size where ``difference`` is asked for.
-        names: what the two rows are; names of ``COLOURS`` colour the borders.
-        titles: a short text above each pair.
+        left, right: two equally long lists of uint8 RGB pictures (H, W, 3); with ``difference``, both
+            pictures of a pair have the same size.
+        names: names of the two rows; names of ``COLOURS`` colour the borders.
         difference: add a row with the absolute difference in grey levels, multiplied by ``gain``.
     """
     if len(left) != len(right) or len(left) == 0:
-        raise ValueError(f"pair_strip: {len(left)} pictures on the left and {len(right)} on the right, "
-                         "equally many and at least one expected")
+        raise ValueError(f"pair_strip: found {len(left)} pictures on the left and {len(right)} on the "
+                         "right, expected equally many and at least one")
     rows = {names[0]: left, names[1]: right}
     if difference:
         gaps = [np.abs(a.astype(np.float32) - b).mean(axis=-1) for a, b in zip(left, right, strict=True)]
@@ -116,15 +116,15 @@ def pair_strip(left: Sequence[np.ndarray], right: Sequence[np.ndarray], names: t
     return figure
 
 
-def boxes_on_images(images: Sequence[np.ndarray], boxes: Sequence[np.ndarray], titles: Sequence[str] | None = None,
-                    landmarks: Sequence[np.ndarray] | None = None, columns: int = 2, title: str | None = None,
-                    colour: str = "#00e676", cell: float = 4.5) -> "Figure":
+def boxes_on_images(images: Sequence[np.ndarray], boxes: Sequence[np.ndarray],
+                    titles: Sequence[str] | None = None, landmarks: Sequence[np.ndarray] | None = None,
+                    columns: int = 2, title: str | None = None, colour: str = "#00e676",
+                    cell: float = 4.5) -> "Figure":
     """Pictures with rectangles and points drawn on them.
 
     Args:
-        images: RGB pictures (H, W, 3).
-        boxes: for each picture its boxes (n, 4): x, y, width, height in pixels.
-        landmarks: for each picture its points (n, 5, 2) in pixels.
+        boxes: the boxes of each picture (n, 4): x, y, width, height in pixels.
+        landmarks: the points of each picture (n, 5, 2) in pixels.
     """
     from matplotlib.collections import PatchCollection
     from matplotlib.patches import Rectangle
@@ -141,8 +141,9 @@ def boxes_on_images(images: Sequence[np.ndarray], boxes: Sequence[np.ndarray], t
     return figure
 
 
-def shares(table, title: str | None = None, xlabel: str = "share of crops (%)", ylabel: str = "clip") -> "Figure":
-    """Stacked horizontal bars, one a row of ``table``.
+def shares(table, title: str | None = None, xlabel: str = "share of crops (%)",
+           ylabel: str = "clip") -> "Figure":
+    """Stacked horizontal bars, one per row of ``table``.
 
     Args:
         table: DataFrame whose index names the bars (clips, methods) and whose columns (for instance detected,
@@ -163,13 +164,13 @@ def shares(table, title: str | None = None, xlabel: str = "share of crops (%)", 
 
 
 def score_distribution(probabilities: Sequence[float], labels: Sequence[int] | None = None,
-                       title: str = "Distribution of the scores", bins: int = 20, unit: str = "clips") -> "Figure":
-    """Histogram of P(fake) with a strip of the single clips below it, by label where labels are known.
+                       title: str = "Distribution of the scores", bins: int = 20,
+                       unit: str = "clips") -> "Figure":
+    """Histogram of P(fake) by label, above a strip of the individual scores.
 
     Args:
         probabilities: (N,) in [0, 1]; NaN are left out and counted in the title.
-        labels: (N,) 0 = REAL, 1 = FAKE; NaN or -1 where unknown; None when no label is known.
-        unit: what is scored.
+        labels: (N,) 0 = REAL, 1 = FAKE; NaN or -1 if unknown; None if no label is known.
     """
     scores = np.asarray(probabilities, float)
     classes = np.full(len(scores), np.nan) if labels is None else np.asarray(labels, float)
@@ -182,20 +183,22 @@ def score_distribution(probabilities: Sequence[float], labels: Sequence[int] | N
               for name, value in (("REAL", 0), ("FAKE", 1), ("no label", -1))}
     groups = {name: values for name, values in groups.items() if len(values)}
     histogram.hist(list(groups.values()), bins=np.linspace(0, 1, bins + 1), stacked=True, edgecolor="white",
-                   color=[COLOURS[name] for name in groups], label=[f"{n} ({len(v)})" for n, v in groups.items()])
+                   color=[COLOURS[name] for name in groups],
+                   label=[f"{n} ({len(v)})" for n, v in groups.items()])
     for level, (name, values) in enumerate(groups.items()):
         strip.plot(values, np.full(len(values), level), "|", color=COLOURS[name], markersize=12)
     histogram.axvline(0.5, color="black", linewidth=0.8, linestyle=":")
     histogram.set(ylabel=unit, xlim=(0, 1))
     histogram.yaxis.get_major_locator().set_params(integer=True)
     histogram.legend(frameon=False, loc="upper left", bbox_to_anchor=(1, 1))
-    strip.set(xlabel="P(fake)", yticks=range(len(groups)), yticklabels=list(groups), ylim=(-0.6, len(groups) - 0.4))
+    strip.set(xlabel="P(fake)", yticks=range(len(groups)), yticklabels=list(groups),
+              ylim=(-0.6, len(groups) - 0.4))
     return figure
 
 
 def reliability(labels: Sequence[int], probabilities: Sequence[float], bins: int = 10,
                 title: str = "Reliability") -> "Figure":
-    """Reliability diagram (Guo et al. 2017): the share of fakes among the clips of each score bin, and their counts.
+    """Reliability diagram (Guo et al. 2017): the share of fakes in each score bin, and the bin counts.
 
     Args:
         labels: (N,) 0 = REAL, 1 = FAKE.
@@ -208,7 +211,8 @@ def reliability(labels: Sequence[int], probabilities: Sequence[float], bins: int
     (diagram,), (counts,) = axes
     diagram.plot([0, 1], [0, 1], ":", color="black", linewidth=0.8, label="perfect")
     error = np.sqrt(observed * (1 - observed) / count)
-    diagram.errorbar(predicted, observed, error, fmt="o-", color=COLOURS["REAL"], capsize=3, label="measured ± 1 s.e.")
+    diagram.errorbar(predicted, observed, error, fmt="o-", color=COLOURS["REAL"], capsize=3,
+                     label="measured ± 1 s.e.")
     diagram.set(ylabel="share of fakes", xlim=(0, 1), ylim=(-0.02, 1.02))
     figure.legend(loc="outside lower center", ncols=2, frameon=False)
     centres = (np.minimum(np.floor(predicted * bins), bins - 1) + 0.5) / bins
@@ -217,25 +221,25 @@ def reliability(labels: Sequence[int], probabilities: Sequence[float], bins: int
     return figure
 
 
-def frame_scores(
-    frames: Sequence[Mapping], title: str = "Score of each frame", clip_score: float | None = None
-) -> "Figure":
-    """P(fake) over time, a line for each track, broken where there is no score, and a marker for each source; frames without
-    a score stand at the bottom.
+def frame_scores(frames: Sequence[Mapping], title: str = "Score of each frame",
+                 clip_score: float | None = None) -> "Figure":
+    """P(fake) over time: one line per track, broken where there is no score, and one marker per source.
+
+    Frames without a score are marked at the bottom.
 
     Args:
-        frames: dicts with time_s (s), track, source (detected, interpolated, fallback) and probability (or None):
-            ``Verdict.frames``.
+        frames: ``Verdict.frames``: dicts with time_s (s), track, source and probability (or None).
         clip_score: the clip's P(fake), drawn as a horizontal line.
     """
     figure, axes = _figure(size=(8, 3.5), title=title)
     axis = axes[0, 0]
     for number, track in enumerate(sorted({frame["track"] for frame in frames}, key=str)):
-        own = sorted((frame for frame in frames if frame["track"] == track), key=lambda frame: frame["time_s"])
+        own = sorted((frame for frame in frames if frame["track"] == track),
+                     key=lambda frame: frame["time_s"])
         scores = [frame["probability"] if _is_number(frame["probability"]) else np.nan for frame in own]
         colour = LINE_COLOURS[number % len(LINE_COLOURS)]
-        axis.plot([frame["time_s"] for frame in own], scores, LINE_STYLES[number % len(LINE_STYLES)], color=colour, linewidth=1,
-                  label=track if isinstance(track, str) else f"track {track}")
+        axis.plot([frame["time_s"] for frame in own], scores, LINE_STYLES[number % len(LINE_STYLES)],
+                  color=colour, linewidth=1, label=track if isinstance(track, str) else f"track {track}")
         for source, marker in SOURCE_MARKERS.items():
             points = [(frame["time_s"], frame["probability"] if _is_number(frame["probability"]) else 0)
                       for frame in own if frame["source"] == source]
@@ -253,15 +257,15 @@ def frame_scores(
 
 
 def _is_number(value: float | None) -> bool:
-    """Whether a score is there at all (not None, not NaN)."""
+    """Whether a score is known (not None, not NaN)."""
     return value is not None and not np.isnan(value)
 
 
 def training_curves(history, title: str = "Training") -> "Figure":
-    """Each quantity of a training run over its epochs, training and validation in one panel.
+    """The quantities of a training run over its epochs, with training and validation in one panel.
 
     Args:
-        history: Keras' History, its ``history`` dict (name -> values, ``val_`` in front of validation), or a DataFrame.
+        history: a Keras History, its ``history`` dict (validation names start with ``val_``), or a DataFrame.
     """
     values = getattr(history, "history", history)
     values = {name: np.asarray(values[name], float) for name in values if name not in ("epoch", "step")}
@@ -287,11 +291,11 @@ def training_curves(history, title: str = "Training") -> "Figure":
 
 def spectrograms(items: Sequence[tuple[str, np.ndarray, np.ndarray, np.ndarray]], title: str | None = None,
                  unit: str = "dB", columns: int = 2) -> "Figure":
-    """Spectrograms side by side on one colour scale, for instance real against fake.
+    """Spectrograms side by side on one colour scale, for instance real and fake.
 
     Args:
-        items: (name, spectrogram (frequencies, times) in ``unit``, times (s), frequencies (Hz)); where the frequencies
-            are not evenly spaced (mel bands) the axis follows the mel scale.
+        items: (name, spectrogram (frequencies, times) in ``unit``, times (s), frequencies (Hz)); the axis
+            follows the mel scale if the frequencies are not evenly spaced (mel bands).
     """
     columns = min(columns, len(items))
     rows = -(-len(items) // columns)
@@ -301,8 +305,8 @@ def spectrograms(items: Sequence[tuple[str, np.ndarray, np.ndarray, np.ndarray]]
     for axis in axes.flat[len(items):]:
         axis.axis("off")
     for axis, (name, levels, times, frequencies) in zip(axes.flat, items, strict=False):
-        mesh = axis.pcolormesh(times, np.asarray(frequencies) / 1000, levels, vmin=low, vmax=high, cmap="magma",
-                               shading="nearest", rasterized=True)
+        mesh = axis.pcolormesh(times, np.asarray(frequencies) / 1000, levels, vmin=low, vmax=high,
+                               cmap="magma", shading="nearest", rasterized=True)
         if not np.allclose(np.diff(frequencies, 2), 0, atol=1e-3 * np.max(frequencies) / len(frequencies)):
             axis.set_yscale("function", functions=(_mel, _kilohertz))
             axis.set_yticks([tick for tick in (0.25, 0.5, 1, 2, 4, 8) if tick <= np.max(frequencies) / 1000])
@@ -328,8 +332,7 @@ def waveform(samples: np.ndarray, rate: float, title: str = "Waveform", colour: 
 
     Args:
         samples: (T,) or (T, channels), floats in [-1, 1] or integers (scaled by the type's largest value).
-        rate: samples a second (Hz).
-        colour: a name of ``COLOURS``.
+        rate: samples per second (Hz).
     """
     values = np.asarray(samples)
     values = values / np.iinfo(values.dtype).max if np.issubdtype(values.dtype, np.integer) else values

@@ -1,6 +1,7 @@
-"""The one home of measured figures: ``models/results.json``. README, cards and notebooks quote it; a test compares."""
+"""All measured results in one file, ``models/results.json``: README, model cards and notebooks quote it."""
 
 import json
+import re
 from collections.abc import Iterable
 from datetime import UTC, datetime
 from pathlib import Path
@@ -13,28 +14,30 @@ FIELDS = ("name", "value", "low", "high", "data", "split", "command", "seed", "d
 
 
 def results_file(folder: str | Path | None = None) -> Path:
-    """``results.json`` of a folder of weights, ``models/`` unless given."""
+    """``results.json`` in a folder of weights, by default ``models/``."""
     return Path(folder or models_folder()) / "results.json"
 
 
-def result(name: str, value: float, interval: tuple[float, float] | None = None, *, data: str, split: str, command: str,
-           seed: int | None = None) -> dict:
-    """One measured figure.
+def result(name: str, value: float, interval: tuple[float, float] | None = None, *, data: str, split: str,
+           command: str, seed: int | None = None) -> dict:
+    """One measured result; a later one of the same name replaces it.
 
     Args:
-        name: slash-separated, such as ``face/dfdc test/AUC``; a later figure of this name replaces it.
-        value, interval: the figure and its 95 % interval.
-        data, split: what it was measured on. command: what measured it. seed: of the run.
+        name: slash-separated, such as ``face/dfdc test/AUC``.
+        value, interval: the result and its 95 % interval.
+        data, split, command, seed: what it was measured on, and how.
     """
     low, high = interval or (None, None)
     numbers = [None if number is None else round(float(number), 4) for number in (value, low, high)]
-    return dict(zip(FIELDS, [name, *numbers, data, split, command, seed, f"{datetime.now(UTC):%Y-%m-%d}"], strict=True))
+    return dict(zip(FIELDS, [name, *numbers, data, split, command, seed, f"{datetime.now(UTC):%Y-%m-%d}"],
+                    strict=True))
 
 
 def save_results(entries: Iterable[dict], folder: str | Path | None = None) -> Path:
-    """Add figures to the file, sorted by name; each replaces the former one of its name."""
+    """Add results to the file, sorted by name; each replaces an earlier one of the same name."""
     path = results_file(folder)
-    known = {entry["name"]: entry for entry in (json.loads(path.read_text("utf-8")) if path.is_file() else [])}
+    known = {entry["name"]: entry
+             for entry in (json.loads(path.read_text("utf-8")) if path.is_file() else [])}
     known |= {entry["name"]: {field: entry[field] for field in FIELDS} for entry in entries}
     rows = ",\n".join(json.dumps(known[name], ensure_ascii=False) for name in sorted(known))
     path.write_text(f"[\n{rows}\n]\n", encoding="utf-8")
@@ -42,18 +45,29 @@ def save_results(entries: Iterable[dict], folder: str | Path | None = None) -> P
 
 
 def read_results(prefix: str = "", folder: str | Path | None = None) -> pd.DataFrame:
-    """The figures whose names start with ``prefix``, indexed by name; columns as ``FIELDS``."""
+    """The results whose names start with ``prefix``, indexed by name; columns as in ``FIELDS``."""
     entries = json.loads(results_file(folder).read_text("utf-8"))
     table = pd.DataFrame(entries, columns=list(FIELDS)).set_index("name")
     return table[table.index.str.startswith(prefix)]
 
 
-def quote(name: str, folder: str | Path | None = None, digits: int = 3) -> str:
-    """A figure as text, such as ``0.956 (0.948–0.963)``.
+MARKED = re.compile(r"<!-- (?P<name>[^<>]+?)(?P<percent> %)? -->(?P<text>[^<>]*)<!-- / -->")
+
+
+def fill(text: str, folder: str | Path | None = None) -> str:
+    """Write the figures into a text that marks their places: ``<!-- NAME -->0.956 (0.948–0.963)<!-- / -->``.
+
+    With `` %`` behind the name the figure appears as a percentage with one decimal.
 
     Raises:
-        KeyError: no figure of that name.
+        KeyError: a mark names no figure.
     """
-    row = read_results(folder=folder).loc[name]
-    interval = "" if pd.isna(row["low"]) else f" ({row['low']:.{digits}f}–{row['high']:.{digits}f})"
-    return f"{row['value']:.{digits}f}{interval}"
+    table = read_results(folder=folder)
+
+    def written(match: re.Match) -> str:
+        row, (scale, digits, unit) = table.loc[match["name"]], (100, 1, " %") if match["percent"] else (1, 3, "")
+        numbers = [f"{scale * row[column]:.{digits}f}" for column in ("value", "low", "high")]
+        interval = "" if pd.isna(row["low"]) else f" ({numbers[1]}–{numbers[2]})"
+        return f"<!-- {match['name']}{match['percent'] or ''} -->{numbers[0]}{unit}{interval}<!-- / -->"
+
+    return MARKED.sub(written, text)

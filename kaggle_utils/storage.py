@@ -1,4 +1,4 @@
-"""Save and load networks as ``.keras`` files: float16 on disk, float32 in memory, no code is run."""
+"""Save and load networks as ``.keras`` files: float16 on disk, float32 in memory; loading runs no code."""
 
 import json
 import tempfile
@@ -9,14 +9,15 @@ import keras
 import numpy as np
 from keras import layers, ops
 
-from .voice import networks as _  # noqa: F401  registers the layers that saved networks hold
+from .voice import networks as _  # noqa: F401  registers the layers of saved networks
 
 
-# --- files -------------------------------------------------------------------------------------------------
+# --- files --------------------------------------------------------------------------------------------------
 def save_network(model: keras.Model, path: Path | str, policy: str = "float16") -> None:
-    """Writes `model` as a .keras file without optimizer, its weights in float16 (half the size) or float32.
+    """Write ``model`` as a .keras file without optimizer, its weights in float16 (half the size) or float32.
 
-    Raises ValueError naming the layer when a weight is not finite in that type (above 65,504 in float16, or NaN).
+    Raises:
+        ValueError: a weight is not finite in that type (above 65,504 in float16, or NaN); names the layer.
     """
     weights = [np.asarray(ops.convert_to_numpy(x), "float32") for x in model.weights]
     with np.errstate(over="ignore"):
@@ -27,51 +28,55 @@ def save_network(model: keras.Model, path: Path | str, policy: str = "float16") 
             raise ValueError(f"{path}: layer {variable.path} holds {worst:.6g}, which {policy} "
                              f"(up to {np.finfo(policy).max:.6g}) cannot store")
     config = keras.saving.serialize_keras_object(model)
-    config.pop("compile_config", None)  # with it the file would hold an optimizer
+    config.pop("compile_config", None)  # it would store an optimizer
     twin = _rebuilt(config, policy)
     twin.set_weights(stored)
     twin.save(path)
 
 
 def load_network(path: Path | str, policy: str = "float32") -> keras.Model:
-    """The network of a .keras file, built under `policy` whatever that of the file; no code in it is run.
+    """Load a .keras file under the dtype policy ``policy``, whatever the file's own; no code in it is run.
 
-    Raises FileNotFoundError when there is no such file and ValueError when it is not a .keras file.
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is not a .keras file.
     """
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file, expected weights in a .keras file")
-    if not zipfile.is_zipfile(path):
-        raise ValueError(f"{path}: found {path.stat().st_size} bytes that are no archive, expected a .keras file")
+    if not zipfile.is_zipfile(path) or "config.json" not in zipfile.ZipFile(path).namelist():
+        raise ValueError(f"{path}: found {path.stat().st_size} bytes, not an archive; expected a .keras file")
     with zipfile.ZipFile(path) as file, tempfile.TemporaryDirectory() as folder:
         model = _rebuilt(json.loads(file.read("config.json")), policy)
-        model.load_weights(file.extract("model.weights.h5", folder))  # in the archive, each step back reads it from the start
+        model.load_weights(file.extract("model.weights.h5", folder))  # seeking in an archive is slow
     return model
 
 
 def load_branch(folder: Path | str, name: str) -> keras.Model:
-    """The network NAME.keras of a folder, `averaged` with the members NAME_*.keras that lie beside it."""
+    """The network NAME.keras of a folder, ``averaged`` with its ensemble members NAME_*.keras."""
     first = load_network(Path(folder) / f"{name}.keras")
     others = [load_network(path) for path in sorted(Path(folder).glob(f"{name}_*.keras"))]
     return averaged(first, *others) if others else first
 
 
 def averaged(first: keras.Model, *others: keras.Model) -> keras.Model:
-    """The network `first` with the mean of its logit and that of `others` on the same input in the place of its own.
+    """The network ``first`` with its logit replaced by the mean of the logits of ``first`` and ``others``.
 
-    The layers of `first` stay as they are, so that its "logit" layer still holds what it says alone.
+    The layers of ``first`` are unchanged: its "logit" layer still holds its own logit.
     """
     logits = [first.output["logit"], *(other(first.input)["logit"] for other in others)]
-    return keras.Model(first.input, {**first.output, "logit": layers.Average(name="mean_logit")(logits)}, name=first.name)
+    return keras.Model(first.input, {**first.output, "logit": layers.Average(name="mean_logit")(logits)},
+                       name=first.name)
 
 
 def _rebuilt(config: dict, policy: str) -> keras.Model:
-    """A fresh model of a serialized one, every layer under the dtype policy `policy`."""
+    """A fresh model from a serialised one, every layer under the dtype policy ``policy``."""
     return keras.saving.deserialize_keras_object(_with_policy(config, policy), safe_mode=True)
 
-# What newer releases of Keras write into a file and 3.13, Kaggle's, does not know; at these values it changes nothing.
+# Written by newer Keras releases and unknown to Kaggle's 3.13; no effect at these values.
 NEWER_DEFAULTS = {
-    "input_axes": None, "output_axes": None, "renorm": False, "renorm_clipping": None, "renorm_momentum": 0.99,
+    "input_axes": None, "output_axes": None, "renorm": False, "renorm_clipping": None,
+    "renorm_momentum": 0.99,
 }  # fmt: skip
 
 

@@ -1,8 +1,9 @@
-"""A whole folder to ``submission.csv``: complete from the first second, resumed after a kill, in time; and its check."""
+"""Score a whole folder into ``submission.csv``: always complete, resumable, on time; and check the file."""
 
 import csv
 import json
 import os
+import re
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
@@ -15,21 +16,21 @@ from tqdm.auto import tqdm
 from .datasets.dfdc import file_stamp
 
 HEADER = ["filename", "label"]
-FRAME_LADDER = (10, 6, 3)  # frames read of a clip; the time guard steps down
+FRAME_LADDER = (10, 6, 3)  # frames read per clip; the time guard steps down
 DECIMALS = 5
 OUT_OF_TIME = "not scored in the time budget"
-FAILURES = 3  # so many first clips may fail; if all of them do, the fault is not theirs and the error is raised
-MARGIN = 0.95  # share of the time budget that is planned for
+NUMBER = re.compile(r"[0-9]*\.?[0-9]+(?:[eE][-+]?[0-9]+)?|[0-9]+\.")  # float() also takes 0_1
+FAILURES = 3  # if this many first clips all fail, the fault is not theirs: raise the error
+MARGIN = 0.95  # share of the time budget to plan for
 
 
 class Journal:
-    """One JSON line for each finished clip, beside the CSV; a line cut off by a kill is dropped when it is read."""
+    """One JSON line per finished clip, beside the CSV; a truncated last line is dropped on reading."""
 
     def __init__(self, path: Path, fingerprint: str):
         """
         Args:
-            path: the journal file; made if missing.
-            fingerprint: names the models and settings; a journal with another one is started anew.
+            fingerprint: identifies the models and settings; a journal with another one is overwritten.
         """
         self.path = path
         self.finished: dict[str, dict] = {}
@@ -41,7 +42,7 @@ class Journal:
         _replace(path, b"".join(line + b"\n" for line in lines))
 
     def add(self, row: dict) -> None:
-        """Append one finished clip and flush it to the disk."""
+        """Append one finished clip and flush it to disk."""
         with _named(self.path), self.path.open("ab") as file:
             file.write(json.dumps(row).encode() + b"\n")
             file.flush()
@@ -52,16 +53,18 @@ class Journal:
 def _parse(line: bytes) -> dict:
     try:
         row = json.loads(line)
-    except (json.JSONDecodeError, UnicodeDecodeError):
-        return {}  # a torn line: the clip is scored again
-    return row if isinstance(row, dict) else {}
+    except (ValueError, RecursionError):
+        return {}  # a truncated line: the clip is rescored
+    if not isinstance(row, dict) or ("filename" in row and not _is_probability(str(row.get("probability")))):
+        return {}
+    return row
 
 
 class TimeGuard:
-    """Chooses how many frames to read so that all clips are done within a budget.
+    """Chooses how many frames to read per clip to finish all clips within a time budget.
 
-    Measures seconds a clip on the present rung of the ladder; when the clips left would not fit, it steps down, and
-    when not even one more clip fits, it says stop.
+    It measures the seconds per clip at the current step of the ladder. If the remaining clips would not fit,
+    it steps down; if not even one more clip fits, it says stop.
     """
 
     def __init__(self, hours: float | None, clips_left: int, clock: Callable[[], float] = time.monotonic):
@@ -71,12 +74,12 @@ class TimeGuard:
 
     @property
     def frames(self) -> int:
-        """Frames to read of the next clip."""
+        """Number of frames to read from the next clip."""
         return FRAME_LADDER[self.rung]
 
     @property
     def exhausted(self) -> bool:
-        """True when the next clip would end after the deadline."""
+        """True if the next clip would end after the deadline."""
         if self.deadline is None:
             return False
         return self.clock() + (max(self.seconds[-10:]) if self.seconds else 0.0) > self.deadline
@@ -92,39 +95,28 @@ class TimeGuard:
             self.rung, self.seconds = self.rung + 1, []
 
 
-def score_clips(
-    clips: pd.DataFrame,
-    predict: Callable[[str, Path | None, int, Path | None], dict],
-    output_csv: str | Path,
-    unscored: Callable[[str, str], dict],
-    fingerprint: str,
-    hours: float | None = None,
-    progress: bool = True,
-) -> pd.DataFrame:
-    """Write ``filename,label`` for every clip, whatever happens.
+def score_clips(clips: pd.DataFrame, predict: Callable[[str, Path | None, int, Path | None], dict],
+                output_csv: str | Path, unscored: Callable[[str, str], dict], fingerprint: str,
+                hours: float | None = None, progress: bool = True) -> pd.DataFrame:
+    """Write ``filename,label`` for every clip, whatever happens; returns the table with journal entries.
 
-    Every row is there from the start with the prior; each finished clip replaces its row, by an atomic rename, and
-    adds a line to the journal ``<output>.journal``. Called again, it goes on where it was stopped; a clip whose file
-    has changed since is scored again, and so is one whose scoring failed: a failure costs that clip alone.
+    Every row starts at the prior. Each finished clip replaces its row (by an atomic rename) and adds a line
+    to the journal ``<output>.journal``. If interrupted, call again: the run resumes, and also rescores clips
+    that failed or whose file has changed. A failure affects only its own clip.
 
     Args:
-        clips: as :func:`kaggle_utils.dataset.clips_to_score` gives them.
-        predict: ``(filename, path, frames, following) -> dict`` with ``probability``; all entries go into the journal.
-            ``following`` is the path of the clip after this one, None where there is none.
-        output_csv: the file to write.
-        unscored: ``(filename, reason) -> dict`` with ``probability``, the row of a clip that is not scored: the prior.
-        fingerprint: names the models and settings that produced a journal.
-        hours: time budget, or None.
-        progress: show a progress bar.
-
-    Returns:
-        the table that was written, with the journal's entries as further columns.
+        clips: as returned by :func:`kaggle_utils.datasets.dfdc.clips_to_score`.
+        predict: ``(filename, path, frames, following) -> dict`` with ``probability``; all entries go into the
+            journal. ``following`` is the path of the next clip, or None.
+        unscored: ``(filename, reason) -> dict`` with ``probability``: the row of an unscored clip, the prior.
+        fingerprint: identifies the models and settings of a journal.
     """
     output_csv = Path(output_csv)
     output_csv.parent.mkdir(parents=True, exist_ok=True)
     journal = Journal(output_csv.with_name(output_csv.name + ".journal"), fingerprint)
     stamps = {clip.filename: file_stamp(clip.path) for clip in clips.itertuples()}
-    journal.finished = {name: row for name, row in journal.finished.items() if row.get("stamp") == stamps.get(name)}
+    journal.finished = {name: row for name, row in journal.finished.items()
+                        if row.get("stamp") == stamps.get(name)}
     waiting = clips[~clips["filename"].isin(journal.finished)]
     guard = TimeGuard(hours, len(waiting))
     rows = {name: journal.finished.get(name) or unscored(name, OUT_OF_TIME) for name in clips["filename"]}
@@ -152,7 +144,8 @@ def score_clips(
 
 
 def _table(clips: pd.DataFrame, rows: dict[str, dict]) -> pd.DataFrame:
-    verdicts = pd.DataFrame(rows[name] for name in clips["filename"]).drop(columns=["filename", "stamp"], errors="ignore")
+    verdicts = pd.DataFrame(rows[name] for name in clips["filename"])
+    verdicts = verdicts.drop(columns=["filename", "stamp"], errors="ignore")
     table = clips.rename(columns={"label": "truth"}).reset_index(drop=True).join(verdicts)
     return table.assign(label=table["probability"].round(DECIMALS))
 
@@ -166,7 +159,7 @@ def _write(output_csv: Path, rows: dict[str, dict]) -> None:
 
 
 def _replace(path: Path, content: bytes) -> None:
-    """Write a file so that a reader finds the old content or the new, never a part."""
+    """Write a file atomically: a reader sees the old content or the new, never a part."""
     partial = path.with_name(path.name + ".partial")
     with _named(path):
         partial.write_bytes(content)
@@ -175,37 +168,35 @@ def _replace(path: Path, content: bytes) -> None:
 
 @contextmanager
 def _named(path: Path) -> Iterator[None]:
-    """Let an error of the disk say which file was written: a full disk does not."""
+    """Add the file's name to a disk error; a full disk does not report it."""
     try:
         yield
     except OSError as error:
         raise OSError(error.errno, error.strerror, str(path)) from error
 
 
-# --- the check ------------------------------------------------------------------------------------------------------
+# --- the check ----------------------------------------------------------------------------------------------
 def problems_of(submission: str | Path, expected: Iterable[str] | None = None) -> list[str]:
-    """What Kaggle would refuse in a submission; an empty list for a valid one.
+    """Faults for which Kaggle would reject a submission: one line each, with the first rows affected.
 
     Args:
-        submission: the CSV to check.
-        expected: names of the clips that it must hold, each once; None: its names are not compared with a data set.
-
-    Returns:
-        one line for each kind of problem, with the first rows or names that have it.
+        expected: names of the required clips, each once; None: names are not checked against a data set.
 
     Raises:
         FileNotFoundError: there is no such file.
     """
+    csv.field_size_limit(2**27)  # a field longer than that is no name
     with open(submission, encoding="utf-8", errors="surrogateescape", newline="") as file:
         header, *rows = list(csv.reader(file)) or [[]]
     if header != HEADER:
         return [f"wrong header: expected {','.join(HEADER)!r}, found {','.join(header)!r}"]
-    lines = dict(enumerate(rows, start=2))  # as an editor numbers them where no name holds a line break
+    lines = dict(enumerate(rows, start=2))  # line numbers, if no name holds a line break
     names = [row[0] for row in rows if len(row) == 2]
     labels = {number: row[1] for number, row in lines.items() if len(row) == 2}
     known = names if expected is None else list(expected)
     found = {
-        "rows that do not have two fields": [f"row {number}: {row}" for number, row in lines.items() if len(row) != 2],
+        "rows that do not have two fields": [f"row {number}: {row}" for number, row in lines.items()
+                                             if len(row) != 2],
         "labels that are no number in [0, 1]": [f"row {number}: {label!r}" for number, label in labels.items()
                                                 if not _is_probability(label)],
         "duplicate rows": [name for name, count in Counter(names).items() if count > 1],
@@ -217,7 +208,4 @@ def problems_of(submission: str | Path, expected: Iterable[str] | None = None) -
 
 
 def _is_probability(label: str) -> bool:
-    try:
-        return 0 <= float(label) <= 1  # False for NaN
-    except ValueError:
-        return False
+    return bool(NUMBER.fullmatch(label)) and 0 <= float(label) <= 1

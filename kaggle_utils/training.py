@@ -1,7 +1,6 @@
-"""What every training run shares: schedule, averaged weights, time limit, checkpoints and resume.
+"""Shared by all training runs: schedule, averaged weights, time limit, checkpoints and resume.
 
-Needs keras and a backend (JAX, PyTorch or TensorFlow). The runs themselves are in ``face_training`` and
-``voice_training``.
+The runs are in ``face.training`` and ``voice.training``.
 """
 
 import json
@@ -18,7 +17,7 @@ from tqdm.auto import tqdm
 
 
 def fast_policy() -> str:
-    """The dtype policy for this machine: bfloat16 or float16 compute on a GPU that is fast at it, else float32."""
+    """This machine's dtype policy: bfloat16 or float16 on a GPU that supports it well, else float32."""
     if keras.backend.backend() == "jax":
         import jax
 
@@ -26,7 +25,8 @@ def fast_policy() -> str:
     if keras.backend.backend() == "tensorflow":
         import tensorflow as tf
 
-        gpus = [tf.config.experimental.get_device_details(gpu) for gpu in tf.config.list_physical_devices("GPU")]
+        gpus = [tf.config.experimental.get_device_details(gpu)
+                for gpu in tf.config.list_physical_devices("GPU")]
         if gpus:
             newest = gpus[0].get("compute_capability", (0, 0))[0]
             return "mixed_bfloat16" if newest >= 8 else "mixed_float16"
@@ -35,7 +35,7 @@ def fast_policy() -> str:
 
 @contextmanager
 def dtype_policy(policy: str):
-    """Build the layers inside under ``policy``."""
+    """Context in which layers are built under ``policy``."""
     before = keras.config.dtype_policy()
     keras.config.set_dtype_policy(policy)
     try:
@@ -46,15 +46,16 @@ def dtype_policy(policy: str):
 
 @contextmanager
 def data_parallel(batch_size: int, most: int | None = None) -> Iterator[int]:
-    """Spread the batches of a model that is built and fitted inside over the visible devices; yields their number.
+    """Distribute the batches of a model built and fitted inside over the visible devices; yields their
+    number.
 
-    Each device holds all weights and takes an equal part of each batch; gradients are averaged, so that a run is the
-    same on any number of devices: ``keras.distribution.DataParallel`` on JAX, ``tf.distribute.MirroredStrategy`` on
-    TensorFlow, one device on PyTorch.
+    Each device holds all weights and takes an equal part of each batch; gradients are averaged: a run is the
+    same on any number of devices. Uses ``keras.distribution.DataParallel`` on JAX,
+    ``tf.distribute.MirroredStrategy`` on TensorFlow, and one device on PyTorch.
 
     Args:
-        batch_size: of all devices together; no more devices are used than divide it.
-        most: at most so many devices.
+        batch_size: global batch size; the number of devices used must divide it.
+        most: maximum number of devices.
     """
     devices = _devices()[:most]
     count = max(n for n in range(1, len(devices) + 1) if batch_size % n == 0)
@@ -74,14 +75,14 @@ def data_parallel(batch_size: int, most: int | None = None) -> Iterator[int]:
 
 @cache
 def _mirrored(*devices: str):
-    """TensorFlow's strategy for these devices: one for the whole process, as the collectives of two would be mixed up."""
+    """TensorFlow's strategy for these devices, one per process: the collectives of two would be mixed up."""
     import tensorflow as tf
 
     return tf.distribute.MirroredStrategy(devices)
 
 
 def _devices() -> list[str]:
-    """Names of the devices that a model can be spread over: accelerators, or else processors."""
+    """Names of the devices to distribute a model over: accelerators, or else processors."""
     if keras.backend.backend() == "tensorflow":
         import tensorflow as tf
 
@@ -91,7 +92,7 @@ def _devices() -> list[str]:
 
 
 class WarmupCosine(keras.optimizers.schedules.LearningRateSchedule):
-    """Linear warm-up, then a cosine to 0 at the planned end, a variable that a time limit may bring nearer."""
+    """Linear warm-up, then a cosine to 0 at the planned end, a variable: a time limit may shorten it."""
 
     def __init__(self, peak: float, warmup_steps: int, total_steps):
         super().__init__()
@@ -101,7 +102,8 @@ class WarmupCosine(keras.optimizers.schedules.LearningRateSchedule):
         step = ops.cast(step, "float32")
         warm = (step + 1) / self.warmup_steps
         total = ops.convert_to_tensor(self.total_steps)
-        progress = ops.clip((step - self.warmup_steps) / ops.maximum(total - self.warmup_steps, 1.0), 0.0, 1.0)
+        progress = (step - self.warmup_steps) / ops.maximum(total - self.warmup_steps, 1.0)
+        progress = ops.clip(progress, 0.0, 1.0)
         return self.peak * ops.minimum(warm, 0.5 * (1 + ops.cos(np.pi * progress)))
 
     def get_config(self):
@@ -109,7 +111,7 @@ class WarmupCosine(keras.optimizers.schedules.LearningRateSchedule):
 
 
 def averaged_weights(trainer: keras.Model, network: keras.Model) -> list[np.ndarray]:
-    """The weights of ``network`` with the moving average in place of the trained ones; the trainer stays as it is."""
+    """The weights of ``network``, the trained ones replaced by their moving average; no side effects."""
     raw = [ops.convert_to_numpy(variable) for variable in trainer.trainable_variables]
     trainer.optimizer.finalize_variable_values(trainer.trainable_variables)
     averaged = [np.array(weight) for weight in network.get_weights()]
@@ -118,14 +120,14 @@ def averaged_weights(trainer: keras.Model, network: keras.Model) -> list[np.ndar
     return averaged
 
 
-# --- checkpoints ----------------------------------------------------------------------------------------------------
+# --- checkpoints --------------------------------------------------------------------------------------------
 def _state(trainer: keras.Model) -> list:
-    """All that a run needs to go on: weights, random state of the layers, optimizer with its average and steps."""
+    """The state needed to resume: weights, the layers' random state, the optimizer's average and steps."""
     return [*trainer.trainable_variables, *trainer.non_trainable_variables, *trainer.optimizer.variables]
 
 
 def save_checkpoint(path: Path, trainer: keras.Model, epoch: int, history: list[dict]) -> None:
-    """Write the whole state after ``epoch`` epochs, under a temporary name first: no reader sees half a file."""
+    """Write the full state after ``epoch`` epochs, atomically (temporary name, then rename)."""
     arrays = {f"v{i}": ops.convert_to_numpy(variable) for i, variable in enumerate(_state(trainer))}
     partial = path.with_suffix(".partial.npz")
     np.savez(partial, epoch=epoch, history=json.dumps(history), **arrays)
@@ -133,10 +135,10 @@ def save_checkpoint(path: Path, trainer: keras.Model, epoch: int, history: list[
 
 
 def load_checkpoint(path: Path, trainer: keras.Model) -> tuple[int, list[dict]]:
-    """Put a saved state back; returns the number of finished epochs and their history.
+    """Restore a saved state; returns the number of finished epochs and their history.
 
     Raises:
-        ValueError: the checkpoint is of another network.
+        ValueError: the checkpoint belongs to another network.
     """
     trainer.optimizer.build(trainer.trainable_variables)
     state = _state(trainer)
@@ -146,34 +148,35 @@ def load_checkpoint(path: Path, trainer: keras.Model) -> tuple[int, list[dict]]:
     shapes = [tuple(value.shape) for value in values]
     if shapes != [tuple(variable.shape) for variable in state]:
         raise ValueError(f"{path}: expected the {len(state)} arrays of {trainer.name}, found {len(values)} "
-                         "of other shapes; delete it to start anew")
+                         "of other shapes; delete it to restart")
     for variable, value in zip(state, values, strict=True):
         variable.assign(value)
     return epoch, history
 
 
 class PlanEpochs(keras.callbacks.Callback):
-    """Keeps a run inside its time: progress, epochs planned from the measured speed, validation, checkpoints.
+    """Keeps a run within its time limit: progress, planned epochs, validation, checkpoints.
 
     Args:
-        batches: with ``num_batches``; told the number of each epoch by its ``epoch``.
+        batches: has ``num_batches``; its ``epoch`` is set at the start of each epoch.
         planned: the schedule's variable of planned steps.
-        deadline: on ``time.monotonic``'s clock, None: no limit. The run is planned anew after each epoch so that it
-            ends before; one that finds no time for a whole epoch stops in the middle of it.
-        validate: called with (epoch, logs) after each epoch; may add to the logs.
-        checkpoint: file, or None.
-        history: the epochs of the run that this one goes on with.
+        deadline: on the clock of ``time.monotonic``; None: no limit. The run is replanned after each epoch,
+            from the measured speed, to end before it; if no epoch fits, training stops inside one.
+        validate: called with ``epoch`` after each epoch; returns further logs.
+        history: the epochs of the run that this one resumes.
     """
 
-    async_safe = True  # reads no logs in the hooks of a batch, so that the device need not wait
+    async_safe = True  # batch hooks read no logs: the device need not wait
 
     def __init__(self, batches: keras.utils.PyDataset, planned, epochs: int, deadline: float | None = None,
-                 validate: Callable | None = None, checkpoint: Path | None = None, history: Sequence[dict] = ()):
+                 validate: Callable | None = None, checkpoint: Path | None = None,
+                 history: Sequence[dict] = ()):
         super().__init__()
         self.batches, self.planned, self.epochs, self.deadline = batches, planned, epochs, deadline
         self.validate, self.checkpoint, self.history = validate, checkpoint, list(history)
         self.steps, self.wanted, self.validations = batches.num_batches, epochs, []
-        self.bar = tqdm(total=self.steps * epochs, initial=self.steps * len(self.history), unit="step", mininterval=5)
+        self.bar = tqdm(total=self.steps * epochs, initial=self.steps * len(self.history), unit="step",
+                        mininterval=5)
 
     def on_epoch_begin(self, epoch, logs=None):
         self.batches.epoch = epoch
@@ -193,20 +196,20 @@ class PlanEpochs(keras.callbacks.Callback):
             found = self.validate(epoch)
             self.validations += [time.monotonic() - ended] if found else []
             logs |= found
-        # the first step compiles; it and the validation are left out of the speed only while nothing else is known
+        # the first epoch is timed from its second step: the first one compiles
         seconds = ended - (self.began if len(self.history) else self.first_step)
         self.history.append({"epoch": epoch + 1, **logs, "seconds": round(ended - self.began, 1)})
         self.bar.set_postfix({name: f"{value:.4f}" for name, value in logs.items()})
         values = ", ".join(f"{name} {value:.4f}" for name, value in logs.items())
-        tqdm.write(f"epoch {epoch + 1}/{self.epochs}: {values}, {self.steps / max(seconds, 1e-9):.1f} steps/s, "
-                   f"{seconds * (self.epochs - epoch - 1) / 60:.1f} min left")
+        tqdm.write(f"epoch {epoch + 1}/{self.epochs}: {values}, {self.steps / max(seconds, 1e-9):.1f} "
+                   f"steps/s, {seconds * (self.epochs - epoch - 1) / 60:.1f} min left")
         if self.deadline is not None:
             self._plan(epoch + 1, seconds)
         if self.checkpoint is not None:
             save_checkpoint(self.checkpoint, self.model, epoch + 1, self.history)
 
     def _plan(self, done: int, seconds: float):
-        """Set the end of the schedule to as many of the wanted epochs as the time left holds."""
+        """Set the end of the schedule: as many of the wanted epochs as fit into the time left."""
         validation = min(self.validations) * len(self.validations) / done if self.validations else 0.0
         affordable = done + int(max(self.deadline - time.monotonic(), 0) / (seconds + validation))
         self.epochs = max(min(affordable, self.wanted), done)

@@ -45,7 +45,7 @@ if OLD_FFMPEG := get_ffmpeg_version().startswith("7.0"):
     del SEEDS["mpeg2.ts"]
 INTERESTING = (0, 1, 0x7F, 0x80, 0xFF)
 # reasons that tell of a decoder's crash or hang
-CONTAINED = ("its decoder crashed", "are not decoded in", "ffmpeg is not done", "ffmpeg crashed")
+CONTAINED = ("its decoder crashed", "was not decoded in", "ffmpeg did not finish", "ffmpeg crashed")
 
 
 def make_seeds(folder: Path) -> dict[str, bytes]:

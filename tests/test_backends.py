@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 
 from conftest import ROOT
-from kaggle_utils import Detector
 from kaggle_utils.kaggle import paths
 from kaggle_utils.media import sound
 
@@ -58,9 +57,8 @@ def drawn_voice() -> np.ndarray:
     return (sum(np.sin(k * phase) / k for k in range(1, 20)) * (0.2 + 0.1 * np.sin(2 * np.pi * 3 * t))).astype(np.float32)
 
 
-def test_every_release_of_keras_gives_the_known_scores():
+def test_every_release_of_keras_gives_the_known_scores(detector):
     """The same figures hold in `make test` and in `make test-kaggle`, on the oldest releases allowed."""
-    detector = Detector.load()
     found = {"fingerprint": detector.fingerprint, "crops": detector.score_faces(drawn_crops(), framed=True).tolist(),
              "voice": detector.score_voice(drawn_voice(), sound.SAMPLE_RATE)}
     assert found["fingerprint"] == KNOWN["fingerprint"], f"the weights are new: note what they say in KNOWN: {found}"

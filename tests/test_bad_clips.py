@@ -5,7 +5,6 @@ The networks are small and untrained, the reading, the faces and the folder's ru
 
 import math
 import os
-import subprocess
 import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -17,7 +16,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from fuzz_reading import OLD_FFMPEG
-from imageio_ffmpeg import get_ffmpeg_exe
+from helpers import ffmpeg
 
 from kaggle_utils import blocks
 from kaggle_utils.datasets import dfdc
@@ -41,10 +40,6 @@ class Case(NamedTuple):
 
 
 # --- makers -----------------------------------------------------------------------------------------------------------
-def ffmpeg(*arguments: object, stdin: bytes = b"") -> None:
-    subprocess.run([get_ffmpeg_exe(), "-v", "error", "-y", *map(str, arguments)], check=True, input=stdin)
-
-
 def coded(*options: object, source: str = "face.mp4") -> Maker:
     """Encode a source again."""
     return lambda path, sources: ffmpeg("-i", sources / source, *options, path)
@@ -230,8 +225,8 @@ CASES = [
     Case("5.1 channels.mkv", coded("-c:v", "copy", "-c:a", "ac3", "-ac", 6), FACE, VOICE),
     Case("flac.mkv", coded("-c:v", "copy", "-c:a", "flac", "-ar", 96000), FACE, VOICE),
     Case("longer sound.mp4", coded("-c:v", "copy", "-af", "aloop=loop=3:size=50000"), FACE, VOICE),
-    Case("shorter sound.mp4", coded("-c:v", "copy", "-af", "atrim=end=0.3"), FACE, VOICE),
-    Case("silent.mp4", coded("-c:v", "copy", "-af", "volume=0"), FACE, SILENCE, ("silent",)),
+    Case("shorter sound.mp4", coded("-c:v", "copy", "-af", "atrim=end=0.3"), FACE, SILENCE, ("no speech",)),
+    Case("silent.mp4", coded("-c:v", "copy", "-af", "volume=0"), FACE, SILENCE, ("no speech",)),
     Case("no sound.mp4", copied("-an"), FACE, SILENCE, ("no sound track",)),
     Case("sound only.mp4", copied("-vn"), NOTHING, VOICE, NO_PICTURE),
     Case("wave.mp4", coded("-f", "wav"), NOTHING, VOICE, ("not a video",)),
@@ -311,10 +306,6 @@ def table(detector, sources, tmp_path_factory) -> pd.DataFrame:
     table = detector.predict_folder(root, root / "out.csv", progress=False)
     assert problems_of(root / "out.csv", [case.name for case in CASES]) == []
     return table.set_index("filename")
-
-
-def test_the_table_is_long_enough():
-    assert len(CASES) >= 60 and len({case.name for case in CASES}) == len(CASES)
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name[:40])

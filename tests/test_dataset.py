@@ -93,6 +93,5 @@ def test_real_face_table_splits_by_original():
     if folder is None:
         pytest.skip("needs the DFDC face crops: set DEEPFAKE_DATA to the folder that holds dfdc_faces")
     table = face_data.split_by_part(face_data.read_face_table(folder))
-    assert table.groupby("label").size().to_dict() == {0: 13494, 1: 24728}
     assert (table.groupby("group")["split"].nunique() == 1).all()
-    assert face_data.is_unaltered(table).sum() == 586
+    assert 0 < face_data.is_unaltered(table).mean() < 0.05

@@ -6,27 +6,20 @@ import math
 import os
 import re
 import shutil
-import subprocess
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
-from imageio_ffmpeg import get_ffmpeg_exe
+from helpers import clip_facts, ffmpeg
 
 from kaggle_utils import Detector, Verdict, extraction
 from kaggle_utils.__main__ import draw, summary
 from kaggle_utils.datasets import dfdc
-from kaggle_utils.datasets.miniature import clip_facts
 from kaggle_utils.detector import checked_digests
 from kaggle_utils.face import framing
 from kaggle_utils.fusion import rules
 from kaggle_utils.media import video
-
-
-@pytest.fixture(scope="module")
-def detector():
-    return Detector.load()
 
 
 @pytest.fixture(scope="module")
@@ -75,18 +68,13 @@ def damaged(detector, clips, tmp_path_factory):
     (folder / "empty.mp4").touch()
     (folder / "text.mp4").write_text("not a video")
     (folder / "cut.mp4").write_bytes(whole.read_bytes()[:2000])
-    ffmpeg(whole, folder / "half.mp4", "-c", "copy", "-movflags", "+faststart")  # its index comes first
+    ffmpeg("-i", whole, "-c", "copy", "-movflags", "+faststart", folder / "half.mp4")  # its index comes first
     content = (folder / "half.mp4").read_bytes()
     (folder / "half.mp4").write_bytes(content[: len(content) // 2])
-    ffmpeg(whole, folder / "noise.mp4", "-c", "copy", "-bsf:v", "noise=amount=1")  # no byte of the picture is left
-    ffmpeg(whole, folder / "sound.mp4", "-c", "copy", "-vn")
-    ffmpeg(folder / "noise.mp4", folder / "mute.mp4", "-c", "copy", "-an")
+    ffmpeg("-i", whole, "-c", "copy", "-bsf:v", "noise=amount=1", folder / "noise.mp4")  # no byte of the picture is left
+    ffmpeg("-i", whole, "-c", "copy", "-vn", folder / "sound.mp4")
+    ffmpeg("-i", folder / "noise.mp4", "-c", "copy", "-an", folder / "mute.mp4")
     return detector.predict_folder(folder, folder / "out" / "submission.csv", progress=False).set_index("filename")
-
-
-def ffmpeg(source, target, *options):
-    command = [get_ffmpeg_exe(), "-v", "error", "-y", "-i", source, *options, target]
-    subprocess.run(list(map(str, command)), check=True, stdin=subprocess.DEVNULL)
 
 
 def test_every_clip_of_a_folder_has_a_row(damaged):

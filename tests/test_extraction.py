@@ -92,7 +92,7 @@ def test_a_run_that_is_killed_leaves_whole_files_only(folder, serial, tmp_path):
 def test_processes_give_the_same_bytes(folder, serial, tmp_path, capsys):
     assert main(["extract", str(folder), "--cache", str(tmp_path), "--jobs", "2"]) == 0
     assert contents(tmp_path) == contents(serial)
-    assert f"{CLIPS} clips, {CLIPS} made now" in capsys.readouterr().out
+    assert f"{CLIPS} clips, {CLIPS} newly extracted" in capsys.readouterr().out
 
 
 def test_a_cluster_gives_the_same_bytes_and_survives_a_killed_worker(folder, serial, tmp_path):

@@ -164,7 +164,7 @@ def test_mtcnn_finds_every_face_upright(miniature, facts):
 
 
 def test_import_is_cheap():
-    script = ("import sys, kaggle_utils.video, kaggle_utils.miniature\n"
+    script = ("import sys, kaggle_utils.media.video, kaggle_utils.datasets.miniature\n"
               "print([name for name in ('tensorflow', 'keras', 'mtcnn', 'moviepy', 'librosa', 'skimage', 'scipy') "
               "if name in sys.modules])")
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)

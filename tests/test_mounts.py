@@ -55,7 +55,8 @@ def small_models(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("models")
     for name, branch in {"face": face_networks.mesoinception4(64), "voice": voice_networks.voice_inception(width=8)}.items():
         storage.save_network(blocks.with_head(branch), folder / f"{name}.keras")
-    shutil.copy(ROOT / "models" / "detector.json", folder)
+    for name in ("detector.json", "results.json"):
+        shutil.copy(ROOT / "models" / name, folder)
     return folder
 
 

@@ -7,10 +7,10 @@ from html.parser import HTMLParser
 
 import numpy as np
 import pytest
+from helpers import clip_facts
 
-from kaggle_utils import Detector, report
+from kaggle_utils import report
 from kaggle_utils.__main__ import main
-from kaggle_utils.datasets.miniature import clip_facts
 
 EVIL = "<img src=a.example onerror=alert(1)>&\"'{{7*7}}.mp4"
 VOID = {"meta", "img", "br"}
@@ -57,11 +57,6 @@ def checked(html: str) -> Page:
     assert all(svg["aria-label"] for svg in page.of("svg"))
     assert "A score is evidence, not proof." in page.text
     return page
-
-
-@pytest.fixture(scope="module")
-def detector():
-    return Detector.load()
 
 
 def clip_with(miniature, **wanted):

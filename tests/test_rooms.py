@@ -14,11 +14,11 @@ FLOORS = [
     ["media.video", "media.isolation", "media.sound"],
     ["datasets.drawing", "datasets.babble", "datasets.miniature", "datasets.dfdc"],
     ["face.detection", "face.framing", "face.efficientnet", "face.compression", "face.landmarks",
-     "face.augment", "face.data", "face.evaluation", "face.training"],
-    ["voice.signal", "voice.vocoders", "voice.neural_vocoders", "voice.data", "voice.training",
-     "voice.evaluation"],
+     "face.augment", "face.quality", "face.data", "face.evaluation", "face.twins", "face.feeding", "face.training"],
+    ["voice.speech", "voice.signal", "voice.augment", "voice.corpus", "voice.data", "voice.channels",
+     "voice.training", "voice.evaluation"],
     ["fusion.rules", "fusion.training"],
-    ["extraction", "submission"],
+    ["extraction", "submission", "face.preparation", "face.outside"],
     ["detector"],
     ["plots", "explain", "report", "kaggle.push"],
     ["__main__"],
@@ -26,8 +26,8 @@ FLOORS = [
 ORDER = {room: (floor, place) for floor, rooms in enumerate(FLOORS) for place, room in enumerate(rooms)}
 LONGEST_FILE, WHOLE_MODULE, SERVING = 450, 7500, 4000  # lines
 SCORES_A_CLIP = ["__init__", "__main__", "detector", "extraction", "submission", "storage", "blocks", "metrics", "kaggle.paths",
-                 "media.video", "media.isolation", "media.sound", "datasets.dfdc", "face.detection", "face.framing",
-                 "voice.signal", "voice.networks", "fusion.rules", "explain", "report", "plots"]
+                 "media.video", "media.isolation", "media.sound", "datasets.dfdc", "face.detection", "face.framing", "face.quality",
+                 "voice.speech", "voice.signal", "voice.networks", "fusion.rules", "explain", "report", "plots"]
 
 
 def files() -> dict[str, Path]:

@@ -140,9 +140,9 @@ def test_what_was_written_passes_the_check(clips, tmp_path, capsys, miniature):
     score_clips(clips, stub, tmp_path / "out.csv", unscored, "x", progress=False)
     assert problems_of(tmp_path / "out.csv", clips["filename"]) == []
     assert main(["check", str(tmp_path / "out.csv")]) == 0
-    assert capsys.readouterr().out == f"{tmp_path / 'out.csv'}: valid, its names not compared with a data set (--data)\n"
+    assert capsys.readouterr().out == f"{tmp_path / 'out.csv'}: valid, names not checked (no --data)\n"
     assert main(["check", str(miniature / "sample_submission.csv"), "--data", str(miniature)]) == 0
-    assert capsys.readouterr().out == f"{miniature / 'sample_submission.csv'}: valid, one row for each clip of {miniature}\n"
+    assert capsys.readouterr().out == f"{miniature / 'sample_submission.csv'}: valid, one row per clip of {miniature}\n"
 
 
 def test_the_check_fails_by_its_exit_code(clips, tmp_path, capsys, miniature):

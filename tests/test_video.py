@@ -10,17 +10,13 @@ import cv2
 import numpy as np
 import pytest
 from fuzz_reading import OLD_FFMPEG
-from imageio_ffmpeg import get_ffmpeg_exe
+from helpers import ffmpeg
 
 from kaggle_utils.media import video
 from kaggle_utils.media.video import UnreadableClip, evenly_spread, iter_frames, probe, read_frames
 
 CORNERS = {"red": (255, 0, 0), "lime": (0, 255, 0), "blue": (0, 0, 255), "white": (255, 255, 255)}
 COUNTER = "geq=lum='16+8*N+8*random(1)-4':cb=128:cr=128"  # frame n has the mean 16 + 8 n; noise gives it some bytes
-
-
-def ffmpeg(*arguments: object) -> None:
-    subprocess.run([get_ffmpeg_exe(), "-v", "error", "-y", *map(str, arguments)], check=True)
 
 
 def generate(path: Path, source: str, *options: object) -> Path:
@@ -192,7 +188,7 @@ def test_truncated_clip_is_read_from_what_decodes(counter, folder):
     decoded = frames.info.frame_count
     assert 8 <= decoded <= 16 and len(frames.images) == 4
     assert [index_of(image) for image in frames.images] == evenly_spread(decoded, 4)
-    assert frames.warnings == [f"truncated.mp4: {decoded} frames decode of the 24 that its header promises"]
+    assert frames.warnings == [f"truncated.mp4: {decoded} frames decode of the 24 in its header"]
 
 
 @pytest.mark.parametrize("claimed", [0, 3, 1000])
@@ -207,12 +203,12 @@ def test_header_that_lies_about_the_number_of_frames(counter, folder, claimed):
     assert [index_of(image) for image in frames.images] == [2, 6, 10, 14, 18, 22]
     assert frames.info.frame_count == 24 and frames.info.duration_s == pytest.approx(2.0)
     if claimed and probe(path).frame_count == claimed:
-        assert frames.warnings == [f"{path.name}: 24 frames decode of the {claimed} that its header promises"]
+        assert frames.warnings == [f"{path.name}: 24 frames decode of the {claimed} in its header"]
 
 
 @pytest.mark.skipif(os.name != "posix", reason="stands a shell script in for ffmpeg")
-@pytest.mark.parametrize("does, reason", [("kill -SEGV $$", "ffmpeg crashed at it (signal 11)"),
-                                          ("exec sleep 60", "ffmpeg is not done with it in 1 s")])
+@pytest.mark.parametrize("does, reason", [("kill -SEGV $$", "ffmpeg crashed (signal 11)"),
+                                          ("exec sleep 60", "ffmpeg did not finish in 1 s")])
 def test_ffmpeg_that_crashes_or_hangs_is_a_reason(counter, tmp_path, monkeypatch, does, reason):
     (tmp_path / "ffmpeg").write_text(f"#!/bin/sh\n{does}\n")
     (tmp_path / "ffmpeg").chmod(0o755)
@@ -339,7 +335,7 @@ def test_time_stamps_that_stand_still_are_replaced(counter, monkeypatch):
 
 def test_nothing_is_printed_for_a_broken_clip(folder):
     (folder / "broken.mp4").write_bytes(b"\0\0\0\x18ftypisom" + bytes(200))
-    script = ("from kaggle_utils.video import probe, UnreadableClip\nimport sys\n"
+    script = ("from kaggle_utils.media.video import probe, UnreadableClip\nimport sys\n"
               "try: probe(sys.argv[1])\nexcept UnreadableClip as error: print(error.reason)")
     done = subprocess.run([sys.executable, "-c", script, folder / "broken.mp4"], capture_output=True, text=True)
     assert (done.stdout.startswith("cut before its index"), done.stderr) == (True, "")

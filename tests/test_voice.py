@@ -1,13 +1,18 @@
 """Voices: read at the right pitch on every moviepy, made alike, cut to what the networks take."""
 
-import subprocess
+import time
 
 import numpy as np
 import pytest
+from helpers import ffmpeg
+from scipy import signal
 
+from kaggle_utils.datasets import babble, drawing
+from kaggle_utils.kaggle.paths import research_data
 from kaggle_utils.media import sound
 from kaggle_utils.media.video import UnreadableClip
 from kaggle_utils.voice import signal as voice_signal
+from kaggle_utils.voice import speech
 
 RATE, SECONDS = 48000, 3
 START_HZ, HZ_PER_S = 200.0, 1000.0  # a chirp that stays under 3.4 kHz
@@ -15,12 +20,6 @@ START_HZ, HZ_PER_S = 200.0, 1000.0  # a chirp that stays under 3.4 kHz
 
 def chirp(times: np.ndarray) -> np.ndarray:
     return np.sin(2 * np.pi * (START_HZ * times + HZ_PER_S / 2 * times**2))
-
-
-def ffmpeg(*arguments: object) -> None:
-    from moviepy.config import FFMPEG_BINARY
-
-    subprocess.run([FFMPEG_BINARY, "-v", "error", "-y", *map(str, arguments)], check=True, stdin=subprocess.DEVNULL)
 
 
 @pytest.fixture(scope="session")
@@ -152,11 +151,55 @@ def test_windows_cover_long_voices_and_repeat_short_ones():
     assert voice_signal.windows(np.arange(1000.0), 4, most=5).shape == (5, 4)
 
 
-def test_network_windows():
-    sound = np.random.default_rng(0).standard_normal((44100, 2)).astype(np.float32)
-    assert voice_signal.network_windows(sound, 44100).shape == (1, 64600)
-    assert voice_signal.network_windows(sound, 44100, reference=True).shape == (1, 30000, 1)
-    assert voice_signal.network_windows(np.zeros(44100), 44100) is None
+def babble_for(seconds: float) -> np.ndarray:
+    """Synthesised speech at 16 kHz, float32 (T,)."""
+    person = drawing.Person(pitch=180, tract=1.0)
+    return babble.speak(person, seconds, np.random.default_rng(0))[0].astype(np.float32)
+
+
+@pytest.mark.parametrize("level", [1.0, 0.01], ids=["loud", "quiet"])
+def test_speech_is_heard_and_its_windows_are_scored(level):
+    recorded = level * np.concatenate([np.zeros(16000), babble_for(5), np.zeros(80000), babble_for(3)])
+    heard = voice_signal.hear(recorded, 16000)
+    assert heard.windows.shape[1:] == (64600,) and heard.windows.dtype == np.float32
+    assert 0.7 < heard.start_s < 1.3 and len(heard.samples) / 16000 == pytest.approx(13, abs=0.6)
+    spans = heard.start_s + heard.starts / 16000
+    assert all(start < 6 or start + 4.04 > 11.5 for start in spans)  # none between the two
+    assert voice_signal.hear(recorded, 16000, reference=True).windows.shape[1:] == (30000,)
+
+
+TIMES = np.arange(80000) / 16000
+NO_SPEECH = {
+    "tone": np.sin(2 * np.pi * 440 * TIMES),
+    "sweep": signal.chirp(TIMES, 50, 5, 7000),
+    "hum": sum(np.sin(100 * np.pi * k * TIMES) / k for k in range(1, 9)),
+    "noise": np.random.default_rng(0).standard_normal(80000),
+    "clicks": (np.arange(80000) % 5000 == 0).astype(float),
+    "chord": sum(np.sin(2 * np.pi * f * TIMES) * np.exp(-3 * (TIMES % 1)) for f in (220, 277, 330, 440)),
+    "silence": np.zeros(80000),
+    "short speech": babble_for(3)[:9000],
+}
+
+
+@pytest.mark.parametrize("name", NO_SPEECH)
+def test_no_voice_is_made_of_what_is_no_speech(name):
+    assert voice_signal.hear((0.3 * NO_SPEECH[name]).astype(np.float32), 16000) is None
+
+
+@pytest.mark.parametrize("name", ["test_tone.mp4", "sine.mpg", "outdoors.mov", "crowd.mp4"])
+def test_sound_tracks_without_speech(name):
+    folder = research_data("odd_clips")
+    if folder is None:
+        pytest.skip("needs odd_clips: set DEEPFAKE_DATA to the folder that holds it")
+    assert voice_signal.hear(sound.read_voice(folder / name), 16000) is None
+
+
+def test_speech_costs_little():
+    samples = babble_for(10)
+    speech.speech_frames(samples)
+    began = time.process_time()
+    speech.speech_frames(samples)
+    assert (time.process_time() - began) / 10 < 0.02  # s for each second of sound
 
 
 def test_spectrograms_show_a_tone_where_it_is():

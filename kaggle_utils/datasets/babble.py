@@ -1,23 +1,23 @@
 """Synthesise the voices of the miniature data set: vowels and hisses from a source-filter model."""
 
 import numpy as np
-from scipy import signal
 
 from .drawing import Person
 
-SOUND_RATE = 16000  # Hz, of the synthesis; the clips hold 44.1 kHz AAC as DFDC's do
+SOUND_RATE = 16000  # Hz, of the synthesis; the clips hold 44.1 kHz AAC, like DFDC's
 # First three formants of adult vowels in Hz (Peterson and Barney, 1952).
 VOWELS = (
-    (730, 1090, 2440), (270, 2290, 3010), (300, 870, 2240), (530, 1840, 2480), (570, 840, 2410), (660, 1720, 2410),
+    (730, 1090, 2440), (270, 2290, 3010), (300, 870, 2240), (530, 1840, 2480), (570, 840, 2410),
+    (660, 1720, 2410),
 )
 
 
-# --- sound ------------------------------------------------------------------------------------------------------------
+# --- sound --------------------------------------------------------------------------------------------------
 def speak(person: Person, seconds: float, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """Babble: a glottal pulse train through the formants of vowels, with hisses between them.
+    """Babble: a glottal pulse train filtered by the formants of vowels, with hisses between them.
 
     Returns:
-        samples, float64 (T,) at 16 kHz with a peak of 0.6; and how far the mouth is open at each, 0..1.
+        samples, float64 (T,) at 16 kHz with a peak of 0.6; and the opening of the mouth at each sample, 0..1.
     """
     count = round(seconds * SOUND_RATE)
     glottis = _glottis(person.pitch, count, rng)
@@ -31,16 +31,18 @@ def speak(person: Person, seconds: float, rng: np.random.Generator) -> tuple[np.
         samples[now] += voiced / np.abs(voiced).max() * rng.uniform(0.5, 1)
         opening[now] = np.maximum(opening[now], window * vowel[0] / (730 * person.tract))
         if rng.random() < 0.4:
-            hiss = _formants(rng.normal(size=length // 3), (rng.uniform(3000, 5500),)) * np.hanning(length // 3)
+            noise = rng.normal(size=length // 3)
+            hiss = _formants(noise, (rng.uniform(3000, 5500),)) * np.hanning(length // 3)
             samples[start:start + length // 3] += 0.15 * hiss / np.abs(hiss).max()
         start += int(0.85 * length) + int((rng.random() < 0.2) * rng.uniform(0.08, 0.2) * SOUND_RATE)
     return 0.6 * samples / np.abs(samples).max(), opening
 
 
 def _glottis(pitch: float, count: int, rng: np.random.Generator) -> np.ndarray:
-    """The derivative of the air flow at the glottis: raised-cosine pulses whose pitch falls, sways and jitters."""
+    """The derivative of the glottal air flow: raised-cosine pulses whose pitch falls, sways and jitters."""
     times = np.arange(count) / SOUND_RATE
-    sway = 1 + 0.08 * np.sin(2 * np.pi * rng.uniform(0.5, 1) * times + rng.uniform(0, 6)) + 0.01 * np.sin(33 * times)
+    sway = 1 + 0.08 * np.sin(2 * np.pi * rng.uniform(0.5, 1) * times + rng.uniform(0, 6))
+    sway += 0.01 * np.sin(33 * times)
     jitter = np.repeat(rng.normal(1, 0.01, count // 100 + 1), 100)[:count]
     phase = np.cumsum(pitch * (1.08 - 0.16 * times / times[-1]) * sway * jitter) / SOUND_RATE % 1
     flow = np.where(phase < 0.6, 0.5 - 0.5 * np.cos(2 * np.pi * phase / 0.6), 0)
@@ -60,15 +62,13 @@ def _formants(source: np.ndarray, frequencies: tuple[float, ...]) -> np.ndarray:
 
 
 def resynthesize(samples: np.ndarray, seed: int = 0) -> np.ndarray:
-    """A crude vocoder: 48 mel bands kept, phases lost and guessed again (Griffin and Lim, 1984).
+    """A crude vocoder: keep 48 mel bands, discard the phase and estimate it (Griffin and Lim, 1984).
 
     Args:
         samples: (T,) at 16 kHz.
-
-    Returns:
-        float (T,) with the peak of ``samples``.
     """
     import librosa
+    from scipy import signal
 
     transform = signal.ShortTimeFFT(signal.get_window("hann", 512), hop=128, fs=SOUND_RATE)
     mel = librosa.filters.mel(sr=SOUND_RATE, n_fft=512, n_mels=48)

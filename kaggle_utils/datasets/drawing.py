@@ -1,4 +1,4 @@
-"""Draw the people and rooms of the miniature data set: one public portrait, changed, lit and moved."""
+"""Draw the people and rooms of the miniature data set from one public portrait, altered, lit and moved."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -7,11 +7,12 @@ from functools import cache
 import cv2
 import numpy as np
 
-# In the portrait, 512 × 512 pixels: a rough outline of the person, and the face as an ellipse.
+# In the 512 × 512 portrait: a rough outline of the person, and the face as an ellipse.
 OUTLINE = np.array([
-    (150, 60), (160, 35), (195, 12), (235, 8), (280, 30), (303, 60), (303, 95), (285, 135), (268, 160), (300, 200),
-    (312, 240), (345, 265), (362, 320), (364, 352), (420, 340), (480, 370), (500, 440), (511, 511), (20, 511),
-    (18, 430), (30, 330), (55, 270), (95, 230), (110, 195), (125, 165), (180, 148), (165, 115), (150, 90),
+    (150, 60), (160, 35), (195, 12), (235, 8), (280, 30), (303, 60), (303, 95), (285, 135), (268, 160),
+    (300, 200), (312, 240), (345, 265), (362, 320), (364, 352), (420, 340), (480, 370), (500, 440),
+    (511, 511), (20, 511), (18, 430), (30, 330), (55, 270), (95, 230), (110, 195), (125, 165), (180, 148),
+    (165, 115), (150, 90),
 ])
 FACE = (223.5, 119.0, 41.0, 53.0)  # centre x, y, half width, half height
 MOUTH = (223.0, 140.0)
@@ -19,21 +20,21 @@ MOUTH = (223.0, 140.0)
 
 @dataclass(frozen=True)
 class Person:
-    """How the portrait is changed to pass for someone else, and how that person sounds."""
+    """How the portrait is altered into another person, and how that person sounds."""
 
     mirror: bool = False
     width: float = 1.0  # of the head, as a factor
-    jaw: float = 0.0  # how much wider the lower face is than the upper one
+    jaw: float = 0.0  # widening of the lower face relative to the upper one
     skin: tuple[float, float, float] = (1.0, 1.0, 1.0)  # gain of red, green, blue
     hair: tuple[float, float, float] = (1.0, 1.0, 1.0)
-    clothes: int = 0  # turn of the suit's hue in degrees
+    clothes: int = 0  # hue shift of the suit in degrees
     pitch: float = 180.0  # Hz
     tract: float = 1.0  # factor of the formants: above 1 for a shorter vocal tract
 
 
 @dataclass(frozen=True)
 class Clip:
-    """One clip to make. Clips with the same ``scene`` share room, people, movement and words."""
+    """The plan of one clip. Clips with the same ``scene`` share room, people, movement and words."""
 
     folder: str
     name: str
@@ -43,10 +44,10 @@ class Clip:
     seconds: float
     people: tuple[Person, ...]
     original: str | None = None
-    fake_face: int | None = None  # which of the people has a self-blended face
+    fake_face: int | None = None  # index of the person with a self-blended face
     fake_voice: bool = False
     sound: bool = True
-    turned: bool = False  # stored lying on its side, with a display matrix that puts it upright
+    turned: bool = False  # stored sideways, with a display matrix that rotates it upright
 
     @property
     def fake(self) -> bool:
@@ -54,7 +55,7 @@ class Clip:
 
 
 def blend_mask(height: int, width: int, ellipse: tuple[float, float, float, float, float]) -> np.ndarray:
-    """A soft elliptical mask, float32 (height, width): 1 inside, 0 outside, a smooth edge a quarter of the radius wide.
+    """A soft elliptical mask, float32 (height, width): 1 inside, 0 outside, edge 1/4 of the radius wide.
 
     ``ellipse``: centre x, y, half width, half height in pixels, degrees clockwise.
     """
@@ -80,10 +81,6 @@ def self_blend(image: np.ndarray, ellipse: tuple[float, ...], rng: np.random.Gen
     Args:
         image: uint8 RGB (H, W, 3).
         ellipse: the face, as in :func:`blend_mask`, which is the mask used.
-        rng: draws the change.
-
-    Returns:
-        uint8 RGB (H, W, 3).
     """
     x, y, half_width, half_height, _ = ellipse
     reach = int(1.6 * max(half_width, half_height))
@@ -94,17 +91,19 @@ def self_blend(image: np.ndarray, ellipse: tuple[float, ...], rng: np.random.Gen
     matrix[:, 2] += rng.uniform(-0.05, 0.05, 2) * half_width
     source = cv2.warpAffine(around, matrix, around.shape[1::-1], borderMode=cv2.BORDER_REFLECT)
     source = cv2.GaussianBlur(source, (0, 0), 0.012 * half_width + 0.4)
-    source = source * rng.uniform(0.88, 1.1) + rng.uniform(8, 15) * np.array([1, -0.6, -1]) * rng.choice((-1, 1))
+    gain, shift, sign = rng.uniform(0.88, 1.1), rng.uniform(8, 15), rng.choice((-1, 1))
+    source = source * gain + shift * np.array([1, -0.6, -1]) * sign
     mask = blend_mask(*around.shape[:2], (*centre, *ellipse[2:]))[..., None]
     blended = image.copy()
-    blended[top:int(y) + reach, left:int(x) + reach] = np.clip(around + mask * (source - around), 0, 255).round()
+    mixed = np.clip(around + mask * (source - around), 0, 255).round()
+    blended[top:int(y) + reach, left:int(x) + reach] = mixed
     return blended
 
 
-# --- picture ----------------------------------------------------------------------------------------------------------
+# --- picture ------------------------------------------------------------------------------------------------
 @cache
 def portrait() -> np.ndarray:
-    """The portrait, uint8 RGBA (512, 512, 4); alpha cuts the person out (GrabCut at half size, from ``OUTLINE``)."""
+    """The portrait, uint8 RGBA (512, 512, 4), cut out by alpha (GrabCut at half size from ``OUTLINE``)."""
     from skimage.data import astronaut
 
     image = astronaut()
@@ -144,13 +143,14 @@ def dressed(person: Person) -> np.ndarray:
 
 
 def _speaking(sprite: np.ndarray, opening: float) -> np.ndarray:
-    """Lower the jaw by ``opening`` (0..1): the picture below the mouth is drawn down by up to six pixels."""
+    """Lower the jaw by ``opening`` (0..1): the picture below the mouth is pulled down by up to six pixels."""
     top, bottom, left, right = 130, 215, 160, 290
     rows, columns = np.mgrid[top:bottom, left:right].astype(np.float32)
     below = np.clip((rows - MOUTH[1]) / 10, 0, 1) * np.clip((bottom - 10 - rows) / 40, 0, 1)
     drop = 6 * opening * below * np.exp(-(((columns - MOUTH[0]) / 32) ** 2))
     moved = sprite.copy()
-    moved[top:bottom, left:right] = cv2.remap(sprite, columns, (rows - drop).astype(np.float32), cv2.INTER_LINEAR)
+    moved[top:bottom, left:right] = cv2.remap(sprite, columns, (rows - drop).astype(np.float32),
+                                              cv2.INTER_LINEAR)
     return moved
 
 
@@ -178,7 +178,7 @@ def _swing(rng: np.random.Generator, times: np.ndarray, reach: float) -> np.ndar
 
 
 def poses(clip: Clip, rng: np.random.Generator, times: np.ndarray) -> list[np.ndarray]:
-    """For each person the affine matrices (frames, 2, 3) from portrait to picture."""
+    """For each person, the affine matrices (frames, 2, 3) from portrait to picture."""
     width, height = clip.size
     poses = []
     for index, person in enumerate(clip.people):
@@ -197,15 +197,16 @@ def poses(clip: Clip, rng: np.random.Generator, times: np.ndarray) -> list[np.nd
 
 
 def face_ellipse(pose: np.ndarray, person: Person) -> tuple[float, ...]:
-    """The face under a pose, as :func:`blend_mask` takes it."""
+    """The face under a pose, as an ellipse for :func:`blend_mask`."""
     x, y = pose @ (*FACE[:2], 1)
     scale = np.hypot(pose[0, 1], pose[1, 1])
     degrees = np.degrees(np.arctan2(-pose[0, 1], pose[1, 1]))
-    return tuple(round(float(value), 2) for value in (x, y, FACE[2] * person.width * scale, FACE[3] * scale, degrees))
+    return tuple(round(float(value), 2)
+                 for value in (x, y, FACE[2] * person.width * scale, FACE[3] * scale, degrees))
 
 
 def clip_frames(clip: Clip, opening: np.ndarray, poses: list[np.ndarray]) -> Iterator[np.ndarray]:
-    """The pictures of a clip, upright, uint8 RGB (H, W, 3). ``opening`` (frames,) moves the mouths, 0..1."""
+    """The upright pictures of a clip, uint8 RGB (H, W, 3). ``opening`` (frames,) moves the mouths, 0..1."""
     rng = np.random.default_rng((clip.scene, 1))
     width, height = clip.size
     room, sprites = _room(rng, width, height), [dressed(person) for person in clip.people]
@@ -227,7 +228,8 @@ def clip_frames(clip: Clip, opening: np.ndarray, poses: list[np.ndarray]) -> Ite
 
 
 def _ball(room: np.ndarray, time_s: float) -> np.ndarray:
-    """The empty room with a ball that swings across it."""
+    """The empty room with a ball swinging across it."""
     height, width = room.shape[:2]
-    centre = (int(width * (0.5 + 0.3 * np.sin(2 * time_s))), int(height * (0.75 - 0.2 * abs(np.sin(4 * time_s)))))
+    centre = (int(width * (0.5 + 0.3 * np.sin(2 * time_s))),
+              int(height * (0.75 - 0.2 * abs(np.sin(4 * time_s)))))
     return cv2.circle(room.copy(), centre, height // 12, (200, 60, 40), -1, cv2.LINE_AA)

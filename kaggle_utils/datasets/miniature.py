@@ -1,10 +1,10 @@
-"""A small data set in DFDC's layout, made in seconds with no download, so that a first run needs no data.
+"""A small data set in DFDC's layout, made in seconds without a download for a first run.
 
-One portrait (Eileen Collins, NASA, public domain; it is part of scikit-image) becomes several talking people: mirrored,
-reshaped, dyed, lit and moved before a painted room. The voice is a source-filter synthesis of vowels and hisses.
-A FAKE has a self-blended face (as in Shiohara and Yamasaki, CVPR 2022: a shifted, recoloured copy blended through a
-soft mask), a voice resynthesised from its mel spectrogram (Griffin and Lim, 1984), or both. The clips teach nothing
-about real deepfakes: they exercise the code, the awkward cases included.
+One portrait (Eileen Collins, NASA, public domain; it is part of scikit-image) becomes several talking people:
+mirrored, reshaped, dyed, lit and moved in front of a painted room. The voice is a source-filter synthesis of
+vowels and hisses. A FAKE has a self-blended face (as in Shiohara and Yamasaki, CVPR 2022: a shifted,
+recoloured copy blended through a soft mask), a voice resynthesised from its mel spectrogram (Griffin and Lim,
+1984), or both. The clips exercise the code and its edge cases; they teach nothing about real deepfakes.
 
 The same seed gives the same bytes on the same machine.
 """
@@ -30,19 +30,16 @@ SIZES = ((640, 360), (768, 432), (854, 480))
 
 
 def make_miniature(folder: str | Path, seed: int = 0, progress: bool = True) -> Path:
-    """Make the data set, or leave it as it is when ``folder`` already holds the one of this seed.
+    """Make the data set, unless ``folder`` already holds the one of this seed; returns ``folder``.
 
-    Writes ``train_sample_videos/`` (4 originals, 4 fakes of them, ``metadata.json``), ``test_videos/`` (8 clips: two
-    plain ones and those without sound, without a face, with two faces, stored on the side, 1 s long),
-    ``sample_submission.csv`` and ``test_labels.csv`` (``filename,label``), and ``miniature.json``, which says of each
-    clip what is fake and where the faces are.
-
-    Returns:
-        the folder.
+    Writes ``train_sample_videos/`` (4 originals, 4 fakes of them, ``metadata.json``), ``test_videos/`` (8
+    clips: three plain ones, and one each without sound, without a face, with two faces, stored on its side, 1
+    s long), ``sample_submission.csv``, ``test_labels.csv`` (``filename,label``), and ``miniature.json``,
+    which records what is fake in each clip and where the faces are.
 
     Raises:
-        FileExistsError: ``folder`` holds something else; nothing is touched.
-        RuntimeError: ffmpeg failed; the message is its own.
+        FileExistsError: ``folder`` holds something else; nothing is changed.
+        RuntimeError: ffmpeg failed; includes ffmpeg's message.
     """
     folder = Path(folder)
     if (folder / MARK).is_file():
@@ -73,7 +70,7 @@ def _make(folder: Path, seed: int, progress: bool) -> None:
     clips = plan(seed)
     for name in ("train_sample_videos", "test_videos"):
         (folder / name).mkdir(parents=True)
-    portrait()  # once, before the threads ask for it
+    portrait()  # cache it before the threads need it
     with ThreadPoolExecutor(2) as pool:
         made = list(tqdm(pool.map(lambda clip: _write_clip(clip, folder), clips), "miniature", len(clips),
                          unit="clip", disable=not progress))
@@ -81,8 +78,7 @@ def _make(folder: Path, seed: int, progress: bool) -> None:
     test = sorted((clip for clip in clips if clip.folder == "test_videos"), key=lambda clip: clip.name)
     _write_json(folder / "train_sample_videos" / "metadata.json", {
         clip.name: {"label": "FAKE" if clip.fake else "REAL", "split": "train", "original": clip.original}
-        for clip in train
-    })
+        for clip in train})
     _write_table(folder / "test_labels.csv", {clip.name: int(clip.fake) for clip in test})
     _write_table(folder / "sample_submission.csv", {clip.name: 0.5 for clip in test})
     facts = {clip.name: entry for clip, entry in zip(clips, made, strict=True)}
@@ -90,7 +86,7 @@ def _make(folder: Path, seed: int, progress: bool) -> None:
 
 
 def plan(seed: int) -> list[Clip]:
-    """The clips of a seed: names, sizes and lengths are drawn, the cases are always the same."""
+    """The clips of a seed: names, sizes and lengths are random, the cases are always the same."""
     rng = np.random.default_rng(seed)
     names = iter(_names(rng, 16))
     people = [_draw_person(rng, index) for index in range(6)]
@@ -125,15 +121,11 @@ def _names(rng: np.random.Generator, count: int) -> list[str]:
 def _draw_person(rng: np.random.Generator, index: int) -> Person:
     tone = rng.uniform(0.62, 1.05)
     return Person(
-        mirror=bool(index % 2),
-        width=float(rng.uniform(0.92, 1.1)),
-        jaw=float(rng.uniform(-0.12, 0.12)),
+        mirror=bool(index % 2), width=float(rng.uniform(0.92, 1.1)), jaw=float(rng.uniform(-0.12, 0.12)),
         skin=tuple(float(gain) for gain in tone * rng.uniform((0.98, 0.94, 0.88), (1.03, 1.02, 1.05))),
         hair=tuple(float(gain) for gain in rng.uniform(0.25, 1.15) * rng.uniform(0.85, 1.1, 3)),
-        clothes=int(rng.integers(0, 360)),
-        pitch=float(rng.uniform(95, 230)),
-        tract=float(rng.uniform(0.88, 1.15)),
-    )
+        clothes=int(rng.integers(0, 360)), pitch=float(rng.uniform(95, 230)),
+        tract=float(rng.uniform(0.88, 1.15)))
 
 
 def _write_json(path: Path, content: dict) -> None:
@@ -145,20 +137,10 @@ def _write_table(path: Path, labels: dict[str, float]) -> None:
     path.write_text("filename,label\n" + rows, encoding="utf-8")
 
 
-# --- what is known about a made clip ----------------------------------------------------------------------------------
-def clip_facts(folder: str | Path, filename: str) -> dict:
-    """What ``miniature.json`` says of a clip.
-
-    Keys: ``label``, ``original``, ``fake_face`` (index of the altered face, or null), ``fake_voice``, ``sound``,
-    ``turned``, ``width``, ``height``, ``fps``, and ``faces``: for each person a list over frames of ellipses
-    [centre x, centre y, half width, half height in pixels, degrees clockwise], in the upright picture.
-    """
-    return json.loads((Path(folder) / MARK).read_text(encoding="utf-8"))["clips"][filename]
-
-
-# --- files ------------------------------------------------------------------------------------------------------------
+# --- facts about a clip -------------------------------------------------------------------------------------
+# --- files --------------------------------------------------------------------------------------------------
 def _write_clip(clip: Clip, folder: Path) -> dict:
-    """Render and encode a clip; what ``miniature.json`` says of it."""
+    """Render and encode a clip; returns its entry for ``miniature.json``."""
     count = round(clip.seconds * clip.fps)
     rng = np.random.default_rng((clip.scene, 0))
     speaker = clip.people[0] if clip.people else Person()
@@ -169,7 +151,8 @@ def _write_clip(clip: Clip, folder: Path) -> dict:
     opening = opening[np.arange(count) * SOUND_RATE // clip.fps]
     frames = clip_frames(clip, opening, tracks)
     _encode(folder / clip.folder / clip.name, clip, frames, samples if clip.sound else None)
-    faces = [[face_ellipse(pose, person) for pose in track] for track, person in zip(tracks, clip.people, strict=True)]
+    faces = [[face_ellipse(pose, person) for pose in track]
+             for track, person in zip(tracks, clip.people, strict=True)]
     return {
         "label": "FAKE" if clip.fake else "REAL", "original": clip.original,
         "fake_face": clip.fake_face, "fake_voice": clip.fake_voice and clip.sound, "sound": clip.sound,
@@ -178,11 +161,12 @@ def _write_clip(clip: Clip, folder: Path) -> dict:
 
 
 def _encode(path: Path, clip: Clip, frames: Iterator[np.ndarray], samples: np.ndarray | None) -> None:
-    """H.264 and AAC in an MP4 file, without a date or a version in it, so that the bytes can be compared."""
+    """Write H.264 and AAC to an MP4 file without dates or versions, for reproducible bytes."""
     width, height = clip.size[::-1] if clip.turned else clip.size
     pixels = b"".join((np.rot90(frame, -1) if clip.turned else frame).tobytes() for frame in frames)
     exact = ["-fflags", "+bitexact", "-flags:v", "+bitexact", "-flags:a", "+bitexact", "-map_metadata", "-1"]
-    picture = ["-f", "rawvideo", "-pix_fmt", "rgb24", "-s", f"{width}x{height}", "-r", str(clip.fps), "-i", "pipe:0"]
+    picture = ["-f", "rawvideo", "-pix_fmt", "rgb24", "-s", f"{width}x{height}", "-r", str(clip.fps), "-i",
+               "pipe:0"]
     h264 = ["-c:v", "libx264", "-preset", "veryfast", "-crf", "21", "-pix_fmt", "yuv420p", "-threads", "1"]
     aac = ["-c:a", "aac", "-b:a", "96k", "-ar", "44100"]
     with tempfile.TemporaryDirectory() as scratch:
@@ -199,6 +183,7 @@ def _encode(path: Path, clip: Clip, frames: Iterator[np.ndarray], samples: np.nd
 def _ffmpeg(path: Path, arguments: list[str], stdin: bytes = b"") -> None:
     from imageio_ffmpeg import get_ffmpeg_exe
 
-    done = subprocess.run([get_ffmpeg_exe(), "-v", "error", "-y", *arguments], input=stdin, capture_output=True)
+    done = subprocess.run([get_ffmpeg_exe(), "-v", "error", "-y", *arguments], input=stdin,
+                          capture_output=True)
     if done.returncode:
         raise RuntimeError(f"{path}: ffmpeg failed: {done.stderr.decode(errors='replace').strip()}")

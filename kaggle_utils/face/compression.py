@@ -1,4 +1,4 @@
-"""JPEG compression in ``keras.ops``, so that it runs inside the jitted train step."""
+"""JPEG compression in ``keras.ops``, for use inside the jitted train step."""
 
 import numpy as np
 from keras import ops
@@ -15,7 +15,7 @@ TO_YCBCR = np.array([
 ], "float32")
 
 
-# --- compression ----------------------------------------------------------------------------------------------------
+# --- compression --------------------------------------------------------------------------------------------
 def _dct_matrix() -> np.ndarray:
     frequency, position = np.arange(8)[:, None], np.arange(8)[None]
     matrix = np.cos((2 * position + 1) * frequency * np.pi / 16) / 2
@@ -30,16 +30,18 @@ def _quantise(planes, table):
     blocks = ops.reshape(planes, (-1, size // 8, 8, size // 8, 8, channels))
     blocks = ops.reshape(ops.transpose(blocks, (0, 1, 3, 5, 2, 4)), (-1, (size // 8) ** 2 * channels, 8, 8))
     coefficients = ops.round(ops.matmul(ops.matmul(dct, blocks), dct.T) / table) * table
-    blocks = ops.reshape(ops.matmul(ops.matmul(dct.T, coefficients), dct), (-1, size // 8, size // 8, channels, 8, 8))
+    blocks = ops.reshape(ops.matmul(ops.matmul(dct.T, coefficients), dct),
+                         (-1, size // 8, size // 8, channels, 8, 8))
     return ops.reshape(ops.transpose(blocks, (0, 1, 4, 2, 5, 3)), (-1, size, size, channels))
 
 
 def _doubled(planes):
-    """Twice as many rows and columns, each new one 3/4 the nearest and 1/4 the next, as libjpeg makes chroma."""
+    """Upsample planes by two, as libjpeg does for chroma: 3/4 the nearest and 1/4 the next pixel."""
     for axis in (1, 2):
         count = planes.shape[axis]
         places = np.arange(count)
-        before, after = (ops.take(planes, np.clip(places + step, 0, count - 1), axis=axis) for step in (-1, 1))
+        before, after = (ops.take(planes, np.clip(places + step, 0, count - 1), axis=axis)
+                         for step in (-1, 1))
         pair = ops.stack([0.75 * planes + 0.25 * before, 0.75 * planes + 0.25 * after], axis=axis + 1)
         sides = [side * (1 + (number == axis)) for number, side in enumerate(planes.shape[1:], 1)]
         planes = ops.reshape(pair, (-1, *sides))
@@ -47,7 +49,7 @@ def _doubled(planes):
 
 
 def jpeg(images, quality):
-    """What a JPEG of ``quality`` (N, 1, 1, 1; 1–100) leaves of ``images``: 4:2:0 chroma, the standard tables.
+    """Compress and decompress ``images`` as JPEG of ``quality`` (N, 1, 1, 1; 1–100), 4:2:0, standard tables.
 
     Follows ITU-T T.81 without its lossless entropy coding; the side must be a multiple of 16.
     """

@@ -1,6 +1,7 @@
-"""Find faces with MTCNN (Zhang et al. 2016) on frames made smaller.
+"""Find faces with MTCNN (Zhang et al. 2016) on downscaled frames.
 
-Boxes are x, y, width, height in pixels of the source frame, as floats, and may run over the frame's edge."""
+Boxes are x, y, width, height in pixels of the source frame, as floats, and may extend beyond the frame.
+"""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -11,7 +12,7 @@ import cv2
 import numpy as np
 
 PNET_CELL = 12  # px, side of P-Net's window
-PYRAMID_START, PYRAMID_FACTOR = 20, 0.709  # the package's pyramid: smallest face in px, and the step between levels
+PYRAMID_START, PYRAMID_FACTOR = 20, 0.709  # the package's: smallest face in px, step between levels
 PNET_THRESHOLD, PNET_NMS, PYRAMID_NMS = 0.6, 0.5, 0.7  # the package's defaults
 
 
@@ -19,8 +20,8 @@ PNET_THRESHOLD, PNET_NMS, PYRAMID_NMS = 0.6, 0.5, 0.7  # the package's defaults
 class Detection:
     """A face in a frame.
 
-    ``box`` float (4,) x, y, width, height; ``confidence`` in [0, 1]; ``landmarks`` float (5, 2) in source pixels: the
-    eye, then the other, nose, one corner of the mouth, the other, from left to right in the picture.
+    ``box`` float (4,) x, y, width, height; ``confidence`` in [0, 1]; ``landmarks`` float (5, 2) in source
+    pixels: eye, eye, nose, mouth corner, mouth corner, each pair from left to right in the picture.
     """
 
     box: np.ndarray
@@ -40,39 +41,36 @@ class Detection:
 
 @dataclass(eq=False)
 class Stages:
-    """What each stage of MTCNN keeps of one picture; boxes (n, 5): x, y, width, height in pixels, confidence."""
+    """The output of each MTCNN stage; boxes (n, 5): x, y, width, height in pixels, confidence."""
 
-    pyramid: list[tuple[float, np.ndarray]]  # scale and picture (uint8 RGB) of each level
+    pyramid: list[tuple[float, np.ndarray]]  # scale and uint8 RGB picture of each level
     candidates: list[np.ndarray]  # P-Net's windows, level by level
-    proposals: np.ndarray  # those that non-maximum suppression leaves
+    proposals: np.ndarray  # after non-maximum suppression
     refined: np.ndarray  # after R-Net
     faces: list[Detection]  # after O-Net
 
 
 class FaceFinder:
-    """Finds faces with MTCNN on frames made smaller; the networks load at the first call, once.
+    """Finds faces with MTCNN on downscaled frames; the networks load once, at the first call.
 
     Args:
-        long_side: a frame with a longer side is shrunk to it, in pixels; None searches every frame as it is.
-        smallest: pyramid levels that only serve faces below this share of the long side are left out; 0 keeps all.
-        batch: so many frames of one size go through the networks together.
-        device: TensorFlow's name of the device.
+        long_side: frames with a longer side are shrunk to it, in pixels; None searches at full size.
+        smallest: skip pyramid levels that only find faces below this share of the long side; 0 keeps all.
+        batch: number of frames of one size that go through the networks together.
     """
 
-    def __init__(self, long_side: int | None = 640, smallest: float = 1 / 25, batch: int = 5, device: str = "CPU:0"):
-        self.long_side = long_side
-        self.smallest = smallest
-        self.batch = batch
-        self.device = device
+    def __init__(self, long_side: int | None = 640, smallest: float = 1 / 25, batch: int = 5,
+                 device: str = "CPU:0"):
+        self.long_side, self.smallest, self.batch, self.device = long_side, smallest, batch, device
 
     def __call__(self, frames: Iterable[np.ndarray]) -> list[list[Detection]]:
-        """The faces of each frame, surest first.
+        """The faces of each frame, most confident first.
 
         Args:
             frames: uint8 RGB pictures (H, W, 3), of any sizes.
 
         Raises:
-            ValueError: something else among the frames.
+            ValueError: a frame is anything else.
         """
         small = [self._shrink(frame) for frame in frames]
         found: list[list[Detection]] = [[] for _ in small]
@@ -86,28 +84,25 @@ class FaceFinder:
         return found
 
     def stages(self, frame: np.ndarray) -> Stages:
-        """Run MTCNN on one uint8 RGB picture (H, W, 3) and return what each stage found, in source pixels."""
+        """Run MTCNN on one uint8 RGB picture (H, W, 3) and return each stage's output, in source pixels."""
         from mtcnn.utils.images import scale_images
 
         picture, ratio = self._shrink(frame)
         found = self._search(picture[None])
-        return Stages(
-            pyramid=[(scale, scale_images(picture, scale).numpy().astype(np.uint8)) for scale in found.scales],
-            candidates=[_boxes(rows, ratio) for rows in found.candidates],
-            proposals=_boxes(found.proposals, ratio),
-            refined=_boxes(found.refined, ratio),
-            faces=_detections(found.faces, ratio),
-        )
+        pyramid = [(scale, scale_images(picture, scale).numpy().astype(np.uint8)) for scale in found.scales]
+        candidates = [_boxes(rows, ratio) for rows in found.candidates]
+        return Stages(pyramid, candidates, _boxes(found.proposals, ratio), _boxes(found.refined, ratio),
+                      _detections(found.faces, ratio))
 
     @cached_property
     def _stages(self) -> list:
-        """The package's three stages, their networks compiled: called layer by layer, MTCNN mostly waits for Python."""
+        """The package's three stages with compiled networks: uncompiled, MTCNN mostly waits for Python."""
         import keras
         import tensorflow as tf
 
         if keras.backend.backend() != "tensorflow":
-            raise RuntimeError(f"mtcnn needs Keras on TensorFlow, found the backend {keras.backend.backend()!r}: "
-                               "unset KERAS_BACKEND where faces are extracted")
+            raise RuntimeError("mtcnn needs Keras on TensorFlow, found the backend "
+                               f"{keras.backend.backend()!r}: unset KERAS_BACKEND to extract faces")
         from mtcnn import MTCNN
 
         stages = MTCNN(device=self.device).stages
@@ -117,8 +112,9 @@ class FaceFinder:
         return stages
 
     def _shrink(self, frame: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """The frame as it is searched, and source pixels per pixel of it in x and y."""
-        if not isinstance(frame, np.ndarray) or frame.dtype != np.uint8 or frame.ndim != 3 or frame.shape[2] != 3:
+        """The downscaled frame, and the source pixels per pixel of it in x and y."""
+        if not (isinstance(frame, np.ndarray) and frame.dtype == np.uint8 and frame.ndim == 3
+                and frame.shape[2] == 3):
             found = f"{frame.dtype} {frame.shape}" if isinstance(frame, np.ndarray) else type(frame).__name__
             raise ValueError(f"frame: expected a uint8 RGB picture (H, W, 3), found {found}")
         height, width = frame.shape[:2]
@@ -126,10 +122,11 @@ class FaceFinder:
             return frame, np.ones(2)
         scale = self.long_side / max(height, width)
         size = max(1, round(width * scale)), max(1, round(height * scale))
-        return cv2.resize(frame, size, interpolation=cv2.INTER_AREA), np.array([width / size[0], height / size[1]])
+        ratio = np.array([width / size[0], height / size[1]])
+        return cv2.resize(frame, size, interpolation=cv2.INTER_AREA), ratio
 
     def _scales(self, height: int, width: int) -> np.ndarray:
-        """Scales of the package's pyramid, without the levels that only serve faces below the smallest wanted."""
+        """The package's pyramid scales, without the levels that only find faces below the smallest wanted."""
         from mtcnn.utils.images import build_scale_pyramid
 
         if min(height, width) < PYRAMID_START:
@@ -138,7 +135,7 @@ class FaceFinder:
         return scales[scales * self.smallest * max(height, width) <= PNET_CELL]
 
     def _search(self, pictures: np.ndarray) -> "_Search":
-        """The three stages on uint8 pictures (n, H, W, 3) of one size; the package's steps on our pyramid."""
+        """Run the package's steps on our pyramid, for uint8 pictures (n, H, W, 3) of one size."""
         import tensorflow as tf
         from mtcnn.utils import bboxes, images
 
@@ -154,13 +151,16 @@ class FaceFinder:
             kept = [bboxes.smart_nms_from_bboxes(rows, PNET_NMS, initial_sort=False) for rows in candidates]
             kept = bboxes.smart_nms_from_bboxes(np.concatenate([np.empty((0, 6)), *kept]), PYRAMID_NMS)
             proposals = bboxes.resize_to_square(kept)
-            refined = refine(images_normalized=tensor, bboxes_batch=proposals) if len(proposals) else proposals
-            faces = conclude(images_normalized=tensor, bboxes_batch=refined) if len(refined) else np.empty((0, 16))
+            refined, faces = proposals, np.empty((0, 16))
+            if len(proposals):
+                refined = refine(images_normalized=tensor, bboxes_batch=proposals)
+            if len(refined):
+                faces = conclude(images_normalized=tensor, bboxes_batch=refined)
         return _Search(scales, candidates, proposals, refined, faces)
 
 
 class _Search(NamedTuple):
-    """As ``Stages``, of several pictures, in the package's rows: picture, x1, y1, x2, y2, confidence, landmarks."""
+    """Like ``Stages``, for several pictures, as rows: picture, x1, y1, x2, y2, confidence, landmarks."""
 
     scales: np.ndarray
     candidates: list[np.ndarray]
@@ -170,7 +170,7 @@ class _Search(NamedTuple):
 
 
 def _detections(rows: np.ndarray, ratio: np.ndarray) -> list[Detection]:
-    """O-Net's rows (n, 16) of one picture in source pixels, surest first."""
+    """One picture's O-Net rows (n, 16) in source pixels, most confident first."""
     rows = rows[np.argsort(-rows[:, 5], kind="stable")]
     boxes = _boxes(rows, ratio)
     landmarks = rows[:, 6:].reshape(-1, 2, 5).transpose(0, 2, 1) * ratio

@@ -1,10 +1,10 @@
-"""Faces of a clip: found by MTCNN on small frames, tracked from frame to frame, cut to one framing.
+"""Faces of a clip: found by MTCNN on small frames, tracked over time, cut to one framing.
 
-The detector is MTCNN (Zhang et al. 2016) in the Keras package ``mtcnn``: P-Net proposes windows over an image pyramid,
-R-Net refines them, O-Net gives the final box, its confidence and five landmarks. The package and TensorFlow load when
-the first frame is searched.
+The detector is MTCNN (Zhang et al. 2016) in the Keras package ``mtcnn``: P-Net proposes windows over an image
+pyramid, R-Net refines them, O-Net gives the final box, its confidence and five landmarks. The package and
+TensorFlow load when the first frame is searched.
 
-Boxes are x, y, width, height in pixels of the source frame, as floats, and may run over the frame's edge.
+Boxes are x, y, width, height in pixels of the source frame, as floats, and may extend beyond the frame.
 """
 
 from collections.abc import Callable, Sequence
@@ -21,16 +21,16 @@ TIGHT, REFERENCE = "tight", "reference"  # framings
 ROWS, SIZE = 10, 256
 
 TIGHT_SIDE = 0.8  # side of the tight square / height of MTCNN's box
-TIGHT_DROP = 0.1  # the square's centre lies so much of the height below the box's centre
+TIGHT_DROP = 0.1  # offset of the square's centre below the box's centre, in box heights
 REFERENCE_MARGIN = 40  # source pixels on each side
-CENTRAL_SHARE = 0.65  # of a crop's short side, where no face is found in it again
+CENTRAL_SHARE = 0.65  # of a crop's short side, if no face is found in it
 
-MAX_SHIFT = 1.0  # faces of two frames are one person within so many face sides,
-MAX_SHIFT_ALONE = 3.0  # or so many where each is the only face of its frame,
-MAX_GROWTH = 2.0  # and unless one is larger than the other by more than this factor
-HELD_FRAMES = 2  # before a track's first and after its last detection, the nearest box holds for so many frames
-SURE = 0.95  # a face seen in one frame only counts from this confidence on
-MIN_WEIGHT = 0.2  # a track of less than this share of the main person's weight is dropped: MTCNN takes some clothes for faces
+MAX_SHIFT = 1.0  # in face sides: faces of two frames closer than this are one person,
+MAX_SHIFT_ALONE = 3.0  # or than this if each is the only face of its frame,
+MAX_GROWTH = 2.0  # unless their sizes differ by more than this factor
+HELD_FRAMES = 2  # hold the nearest box this long before a track's first and after its last detection
+SURE = 0.95  # minimum confidence of a face detected in one frame only
+MIN_WEIGHT = 0.2  # of the main person's; drops lighter tracks: MTCNN takes some clothes for faces
 
 
 @dataclass(eq=False)
@@ -42,14 +42,13 @@ class Track:
 
     @property
     def weight(self) -> float:
-        """How often, how large and how surely the face was seen: sum over frames of its side × (2 confidence - 1)."""
+        """How often, large and confidently the face was detected: sum of side × (2 confidence - 1)."""
         return sum(face.side * (2 * face.confidence - 1) for face in self.detections.values())
 
     def box_at(self, frame: int) -> tuple[np.ndarray, str] | None:
-        """The face's box in a frame and its source, ``detected`` or ``interpolated``; None where it is unknown.
+        """The face's box in a frame and its source, ``detected`` or ``interpolated``; None if it is unknown.
 
-        Between two detections the box moves on a straight line; beyond the first and the last it holds for
-        ``HELD_FRAMES`` frames.
+        Boxes are interpolated linearly between detections, and held for ``HELD_FRAMES`` frames at both ends.
         """
         if frame in self.detections:
             return self.detections[frame].box, "detected"
@@ -62,11 +61,11 @@ class Track:
 
 @dataclass(eq=False)
 class FaceCrops:
-    """The crops of one person, row by row in time.
+    """The crops of one person, one per row in time order.
 
-    ``images`` uint8 RGB (rows, 256, 256, 3); ``boxes`` float (rows, 4), where each was cut, in source pixels;
-    ``sources``: ``detected``, ``interpolated`` (cut where the face must be) or ``fallback`` (a part of the picture);
-    ``frame_indices`` int (rows,), positions in the list of frames; ``track``: the person's id, -1 for no face at all.
+    ``images`` uint8 RGB (rows, 256, 256, 3); ``boxes`` float (rows, 4): where each was cut, in source pixels;
+    ``sources``: ``detected``, ``interpolated`` (cut at the estimated place) or ``fallback`` (a part of the
+    picture); ``frame_indices`` int (rows,): positions in the list of frames; ``track``: person id or -1.
     """
 
     images: np.ndarray
@@ -77,18 +76,18 @@ class FaceCrops:
 
 
 def link_tracks(detections: Sequence[Sequence[Detection]]) -> list[Track]:
-    """Link the faces of a clip's frames so that one track is one person, the main person first.
+    """Link the faces of a clip's frames into one track per person, the main person first.
 
-    Frame by frame, faces are assigned to the persons known so far by the smallest sum of shifts (Kuhn 1955). A shift is
-    the distance from where the person was last seen, in face sides, however many frames ago. Frames lie about a second
-    apart, so that boxes of one person need not overlap; but a head mostly stays within its own size, while two heads
-    stand at least that far apart (``MAX_SHIFT``). A person alone in the picture may walk (``MAX_SHIFT_ALONE``).
+    Frame by frame, faces are assigned to the known persons with the smallest sum of shifts (Kuhn 1955). A
+    shift is the distance from a person's last position, in face sides, however many frames ago. Frames are
+    about a second apart, so one person's boxes need not overlap. But a head mostly stays within its own size,
+    and two heads are at least that far apart (``MAX_SHIFT``). A lone person may walk (``MAX_SHIFT_ALONE``).
 
-    Persons are ordered by ``Track.weight``. Those seen once without certainty, and those of little weight beside the
-    main person, are left out as spurious.
+    Persons are sorted by ``Track.weight``. Those seen only once with low confidence, and those with a small
+    weight compared to the main person, are dropped as spurious.
 
     Args:
-        detections: for each frame its faces, as ``FaceFinder`` returns them.
+        detections: the faces of each frame, as ``FaceFinder`` returns them.
     """
     tracks: list[Track] = []
     for frame, faces in enumerate(detections):
@@ -98,18 +97,20 @@ def link_tracks(detections: Sequence[Sequence[Detection]]) -> list[Track]:
             tracks[row].detections[frame] = faces[column]
         known = {column for _, column in pairs}
         tracks += [Track(-1, {frame: face}) for column, face in enumerate(faces) if column not in known]
-    tracks = sorted((track for track in tracks if _is_sure(track, len(detections))), key=lambda track: -track.weight)
+    tracks = sorted((track for track in tracks if _is_sure(track, len(detections))),
+                    key=lambda track: -track.weight)
     kept = [track for track in tracks if track.weight >= MIN_WEIGHT * tracks[0].weight]
     return [Track(number, track.detections) for number, track in enumerate(kept)]
 
 
 def _is_sure(track: Track, frames: int) -> bool:
-    """Seen twice, or once with certainty, or in the only frame there is."""
-    return len(track.detections) >= min(2, frames) or max(f.confidence for f in track.detections.values()) >= SURE
+    """Detected twice, or once with high confidence, or in the only frame."""
+    best = max(face.confidence for face in track.detections.values())
+    return len(track.detections) >= min(2, frames) or best >= SURE
 
 
 def _shift(track: Track, frame: int, face: Detection, detections: Sequence[Sequence[Detection]]) -> float:
-    """Distance from where a person was last seen to a face, in face sides; infinite where they cannot be the same."""
+    """Distance of a face from a person's last position, in face sides; infinite if they cannot match."""
     last = max(track.detections)
     seen = track.detections[last]
     alone = len(detections[last]) == len(detections[frame]) == 1
@@ -119,11 +120,12 @@ def _shift(track: Track, frame: int, face: Detection, detections: Sequence[Seque
 
 
 def _assign(costs: np.ndarray) -> list[tuple[int, int]]:
-    """As many pairs (row, column) of finite cost as possible, at the smallest sum of costs."""
+    """As many pairs (row, column) of finite cost as possible, with the smallest sum of costs."""
     from scipy.optimize import linear_sum_assignment
 
     rows, columns = linear_sum_assignment(np.minimum(costs, 1e6))
-    return [(row, column) for row, column in zip(rows, columns, strict=True) if np.isfinite(costs[row, column])]
+    pairs = zip(rows, columns, strict=True)
+    return [(row, column) for row, column in pairs if np.isfinite(costs[row, column])]
 
 
 def tight_box(box: np.ndarray) -> np.ndarray:
@@ -134,7 +136,7 @@ def tight_box(box: np.ndarray) -> np.ndarray:
 
 
 def reference_box(box: np.ndarray) -> np.ndarray:
-    """The framing of the reference study: MTCNN's box and 40 px on each side, x and y clipped at 0, size kept."""
+    """The study's framing: MTCNN's box and 40 px on each side, x and y clipped at 0, size kept."""
     x, y, width, height = box
     margin = REFERENCE_MARGIN
     return np.array([max(x - margin, 0), max(y - margin, 0), width + 2 * margin, height + 2 * margin])
@@ -143,10 +145,10 @@ FRAMINGS: dict[str, Callable[[np.ndarray], np.ndarray]] = {TIGHT: tight_box, REF
 
 
 def fallback_box(height: int, width: int) -> np.ndarray:
-    """The part of a picture that stands for a face where none is found (the study's figure 2): x, y, width, height.
+    """The part of a picture used if no face is found (the study's figure 2): x, y, width, height.
 
-    Of a landscape picture 300 px are left out on the left, on the right and at the bottom; of a portrait or square
-    picture 150 px at the sides and 600 px at the bottom. These are pixels of 1080p, scaled by short side / 1080.
+    A landscape picture loses 300 px on the left, on the right and at the bottom; a portrait or square one 150
+    px on each side and 600 px at the bottom. These are pixels at 1080p, scaled by short side / 1080.
     """
     scale = min(height, width) / 1080
     side, bottom = (300, 300) if width > height else (150, 600)
@@ -156,8 +158,7 @@ def fallback_box(height: int, width: int) -> np.ndarray:
 def cut(image: np.ndarray, box: np.ndarray, size: int = SIZE) -> np.ndarray:
     """Cut a box (x, y, width, height) out of a picture and resize it to (size, size, 3).
 
-    Where the box runs over the picture's edge, the border pixels are repeated, so that a square stays undistorted.
-    Shrinking averages areas, enlarging is cubic.
+    Beyond the picture's edge the border pixels are repeated. Shrinking averages areas, enlarging is cubic.
     """
     x, y, width, height = np.round(box).astype(int)
     rows = np.clip(np.arange(y, y + max(height, 1)), 0, image.shape[0] - 1)
@@ -167,20 +168,15 @@ def cut(image: np.ndarray, box: np.ndarray, size: int = SIZE) -> np.ndarray:
                       interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_CUBIC)
 
 
-def extract_faces(
-    frames: Sequence[np.ndarray], finder: FaceFinder, framing: str = TIGHT, rows: int = ROWS, max_tracks: int = 4
-) -> list[FaceCrops]:
-    """The crops of each person of a clip, the main person first; without a face, one list of fallback crops.
+def extract_faces(frames: Sequence[np.ndarray], finder: FaceFinder, framing: str = TIGHT, rows: int = ROWS,
+                  max_tracks: int = 4) -> list[FaceCrops]:
+    """The crops of each person in a clip, the main person first; without a face, one list of fallback crops.
 
     Args:
-        frames: uint8 RGB pictures (H, W, 3) in time order, at least one. All are searched; ``rows`` of them, evenly
-            spread, are cut, and where there are fewer they repeat.
-        finder: the detector.
+        frames: uint8 RGB pictures (H, W, 3) in time order, at least one. All are searched; ``rows`` of them,
+            evenly spread, are cut, repeated if there are fewer.
         framing: ``tight`` or ``reference``.
-        max_tracks: at most so many persons.
-
-    Returns:
-        1 to ``max_tracks`` results of ``rows`` images each.
+        max_tracks: maximum number of persons.
 
     Raises:
         ValueError: no frames, or an unknown framing.
@@ -194,33 +190,32 @@ def extract_faces(
     return [_cut_track(track, frames, indices, FRAMINGS[framing]) for track in tracks]
 
 
-def _cut_track(
-    track: Track, frames: Sequence[np.ndarray], indices: np.ndarray, framing: Callable[[np.ndarray], np.ndarray]
-) -> FaceCrops:
+def _cut_track(track: Track, frames: Sequence[np.ndarray], indices: np.ndarray,
+               framing: Callable[[np.ndarray], np.ndarray]) -> FaceCrops:
     """One person in the frames at ``indices``."""
     places = [track.box_at(index) for index in indices]
     boxes = np.stack([framing(place[0]) if place else fallback_box(*frames[index].shape[:2])
                       for index, place in zip(indices, places, strict=True)])
     images = np.stack([cut(frames[index], box) for index, box in zip(indices, boxes, strict=True)])
-    return FaceCrops(images, boxes, [place[1] if place else "fallback" for place in places], indices, track.id)
+    return FaceCrops(images, boxes, [place[1] if place else "fallback" for place in places], indices,
+                     track.id)
 
 
-def reference_faces(
-    path: str | Path, finder: FaceFinder, rows: int = ROWS, max_failures: int = 20, colour: str = "BGR"
-) -> FaceCrops:
-    """Face extraction as the reference study did it (its figure 2), from the first frames of a clip.
+def reference_faces(path: str | Path, finder: FaceFinder, rows: int = ROWS, max_failures: int = 20,
+                    colour: str = "BGR") -> FaceCrops:
+    """Face extraction as in the reference study (its figure 2), from the first frames of a clip.
 
-    Three frames are skipped before each frame tried, and the first face that MTCNN returns is cut with 40 px on each
-    side. Where it returns none, the next frames are tried one by one. Failures are counted over the whole clip; beyond
-    ``max_failures`` each one falls back at once to a part of the picture. It stops at ``rows`` images; a clip that ends
-    before (where the study failed) has its images repeated.
+    Before each search three frames are skipped, and the first face that MTCNN returns is cut with 40 px on
+    each side. If there is none, the next frames are tried one by one. Failures are counted over the whole
+    clip; beyond ``max_failures``, each one falls back at once to a part of the picture. Extraction stops at
+    ``rows`` images; the images of a shorter clip are repeated (the study's code failed there).
 
-    The study searched frames in full: ``FaceFinder(long_side=None, smallest=0)``.
+    The study searched frames at full size: ``FaceFinder(long_side=None, smallest=0)``.
 
     Args:
         max_failures: 20 in the study's code, 70 in its figure.
-        colour: ``BGR`` shows MTCNN the channels in OpenCV's order, as the study did; ``RGB`` as MTCNN expects them.
-            The crops are RGB in any case.
+        colour: ``BGR`` passes MTCNN the channels in OpenCV's order, as the study did; ``RGB`` as MTCNN
+            expects them. The crops are RGB in any case.
 
     Raises:
         UnreadableClip: no frame decodes.
@@ -245,7 +240,8 @@ def reference_faces(
         raise video.UnreadableClip(path, "no frame decodes")
     kept = kept or [(index, frame, None)]
     kept = [kept[row] for row in _evenly_spread(len(kept), rows)]
-    boxes = np.stack([reference_box(face.box) if face else fallback_box(*image.shape[:2]) for _, image, face in kept])
+    boxes = np.stack([reference_box(face.box) if face else fallback_box(*image.shape[:2])
+                      for _, image, face in kept])
     images = np.stack([cut(image, box) for (_, image, _), box in zip(kept, boxes, strict=True)])
     sources = ["detected" if face else "fallback" for *_, face in kept]
     indices = np.array([index for index, *_ in kept])
@@ -253,14 +249,11 @@ def reference_faces(
 
 
 def tight_from_crops(crops: np.ndarray, finder: FaceFinder, size: int = SIZE) -> np.ndarray:
-    """Cut crops of any framing to the tight one: around the face found again in each, else the central part.
+    """Recut crops of any framing to the tight one: around the face found in each, else the central part.
 
     Args:
         crops: uint8 RGB (N, H, W, 3).
-        finder: the detector; the crop's surest face counts.
-
-    Returns:
-        uint8 RGB (N, size, size, 3).
+        finder: the detector; the largest face of a crop is used.
     """
     return np.stack([cut(crop, _tight_in_crop(crop, faces), size)
                      for crop, faces in zip(crops, finder(crops), strict=True)])
@@ -276,5 +269,5 @@ def _tight_in_crop(crop: np.ndarray, faces: list[Detection]) -> np.ndarray:
 
 
 def _evenly_spread(found: int, rows: int) -> np.ndarray:
-    """``rows`` positions in a list of ``found``, evenly spread; repeated where there are fewer."""
+    """``rows`` positions in a list of ``found``, evenly spread; repeated if there are fewer."""
     return np.linspace(0, found - 1, rows).round().astype(int)

@@ -1,4 +1,4 @@
-"""The 81 facial landmarks: where they lie in an average crop, and the masks that are drawn from them."""
+"""The 81 facial landmarks: their mean positions in a crop, and masks drawn from landmarks."""
 
 import cv2
 import numpy as np
@@ -15,7 +15,7 @@ MASK_SHAPES = {
     "mouth": ((*range(3, 14), 33, *MOUTH),),
 }
 
-# Mean of the training crops (224 px, tight framing) that show a face: x, y of the 68 usual points, then the forehead.
+# Mean over the training crops with a face (224 px, tight): x, y of the 68 usual points, then the forehead.
 MEAN_LANDMARKS = np.array([
     18, 54, 19, 94, 20, 114, 29, 157, 38, 174, 48, 187, 71, 205, 97, 217, 114, 218, 132, 217, 158, 205,
     181, 187, 191, 174, 200, 157, 209, 113, 210, 94, 209, 54, 28, 41, 42, 35, 55, 30, 72, 30, 92, 32,
@@ -30,21 +30,17 @@ MEAN_SIDE = 224
 
 
 def mean_landmarks(size: int) -> np.ndarray:
-    """Where the 81 landmarks lie in an average crop of ``size`` pixels in the tight framing, float32 (81, 2)."""
+    """Mean positions of the 81 landmarks in a tight crop of ``size`` pixels, float32 (81, 2)."""
     return MEAN_LANDMARKS * np.float32(size / MEAN_SIDE)
 
 
 def face_mask(points: np.ndarray, shape: str, size: int) -> np.ndarray:
-    """Draw the convex parts of a face that a forgery would replace.
+    """Draw the convex parts of a face that a forgery would replace, uint8 (size, size), 0 or 255.
 
     Args:
-        points: landmarks (81, 2) in pixels: the usual 68, then 13 of the forehead; they may lie outside the crop.
-        shape: a key of ``MASK_SHAPES``, or ``"raised_components"``, whose brows stand higher by half their
-            distance to the eyes.
-        size: side of the mask in pixels.
-
-    Returns:
-        uint8 (size, size), 0 or 255.
+        points: landmarks (81, 2) in pixels: the usual 68, then 13 of the forehead; may be outside the crop.
+        shape: a key of ``MASK_SHAPES``, or ``"raised_components"``: with brows raised by half their distance
+            to the eyes.
     """
     points = np.asarray(points, np.float64).copy()
     if shape == "raised_components":

@@ -1,9 +1,9 @@
-"""The networks: those of the study (Choo 2020), the baselines and the ones that replace them.
+"""The study's face networks (Choo 2020), the baselines, and the networks that replace them.
 
-Every branch maps one face crop or one voice to a dict of outputs: "embedding" and up to three side outputs
-"side1" to "side3" taken on the way. `with_head` adds a "logit", `last_cnn` fuses ten faces and a voice.
-P(fake) = sigmoid(logit). Written in `keras` and `keras.ops` alone, so that one file trains on JAX or PyTorch
-and serves on TensorFlow. Pixels are RGB in 0..255 as float; samples are mono in -1..1.
+Every branch maps one face crop or one voice to a dict of outputs: "embedding" and up to three intermediate
+side outputs, "side1" to "side3". ``with_head`` adds a "logit", ``last_cnn`` fuses ten faces and a voice.
+P(fake) = sigmoid(logit). Only ``keras`` and ``keras.ops`` are used: one file trains on JAX or PyTorch and
+serves on TensorFlow. Pixels are RGB in 0..255 as float; samples are mono in -1..1.
 """
 
 import re
@@ -17,21 +17,21 @@ from keras import layers
 from ..blocks import FACE_OUTPUTS, concat, conv2d, leaky_dense, normalize
 
 
-# --- the face networks of the study ------------------------------------------------------------------------
-def one_image_cnn(
-    input_size: int = 256, normalization: str = "batch", attention: str | None = None, block: str = "inception"
-) -> keras.Model:
-    """The study's network for one face crop (its figure 3), and the remedies that the study proposes.
+# --- the face networks of the study -------------------------------------------------------------------------
+def one_image_cnn(input_size: int = 256, normalization: str = "batch", attention: str | None = None,
+                  block: str = "inception") -> keras.Model:
+    """The study's network for one face crop (its figure 3), with the study's proposed improvements.
 
     (input_size, input_size, 3) pixels -> embedding (64), side1 (128), side2 (88), side3 (64): the sides are
-    global maxima of the 1 x 1 convolution and of the second and third pooled stage. 524,520 parameters
-    as in the study, at the defaults.
+    global maxima of the 1 x 1 convolution and of the second and third pooled stage. By default, 524,520
+    parameters, as in the study.
 
-    normalization: "batch", "group" or "none".
-    attention: None, "bam" or "time_series", after the second and third pooling.
-    block: "inception"; "residual" (every stage adds its projected input, He et al. 2016); "gated" (every
-        convolution, Dauphin et al. 2017); "dense" (blocks in which each layer reads all before it and the
-        block's input, Huang et al. 2017, brought back to the width of the inception block).
+    Args:
+        normalization: "batch", "group" or "none".
+        attention: None, "bam" or "time_series", after the second and third pooling.
+        block: "inception"; "residual" (every stage adds its projected input, He et al. 2016); "gated" (every
+            convolution, Dauphin et al. 2017); "dense" (each layer reads all earlier ones and the block's
+            input, Huang et al. 2017, projected back to the width of the inception block).
     """
     blocks = {"inception": inception_block, "residual": inception_block,
               "gated": partial(inception_block, gated=True), "dense": _dense}
@@ -70,14 +70,14 @@ def inception_block(x, a: int, b: int, c: int, d: int, gated: bool = False):
 
 
 def _dense(x, a: int, b: int, c: int, d: int):
-    """Dense block (Huang et al. 2017): four layers that each add 16 channels to all before them."""
+    """Dense block (Huang et al. 2017): four layers that each append 16 channels."""
     for _ in range(4):
         x = concat(x, conv2d(conv2d(x, 32, 1), 16, 3))
     return conv2d(x, 4 * a + 2 * b + c + d, 1)
 
 
 def _attend(x, kind: str | None):
-    """x + x times an attention map in 0..1 of the shape of x; x itself when kind is None."""
+    """x + x times an attention map in 0..1 of the same shape; x itself if kind is None."""
     if kind is None:
         return x
     if kind not in ("bam", "time_series"):
@@ -100,10 +100,10 @@ def _bam(x, reduction: int = 16, dilation: int = 4):
 
 
 def _time_series_attention(x):
-    """The study's time-series attention in 2D: sigmoid of a channel branch times sigmoid of a convolutional one.
+    """The study's time-series attention in 2D: sigmoid of a channel branch × sigmoid of a spatial one.
 
-    Channel branch: global average, two 1 x 1 convolutions; the other: three 3 x 3 convolutions. Each is
-    followed by SELU and GroupNorm, and both narrow to half the channels in between.
+    Channel branch: global average, two 1 x 1 convolutions; spatial branch: three 3 x 3 convolutions. SELU and
+    GroupNorm follow each convolution, and both branches narrow to half the channels in between.
     """
     channels = x.shape[-1]
 
@@ -115,13 +115,13 @@ def _time_series_attention(x):
     local = conv(conv(conv(x, channels // 2, 3), channels // 2, 3), channels, 3)
     return layers.Multiply()([layers.Activation("sigmoid")(channel), layers.Activation("sigmoid")(local)])
 
-# The 5 × 5 filter of the spatial rich model (Fridrich and Kodovský 2012): what a pixel differs from its surroundings by.
+# The 5 × 5 filter of the spatial rich model (Fridrich and Kodovský 2012): a pixel minus its surroundings.
 RESIDUAL_FILTER = np.array([
     [-1, 2, -2, 2, -1], [2, -6, 8, -6, 2], [-2, 8, -12, 8, -2], [2, -6, 8, -6, 2], [-1, 2, -2, 2, -1],
 ], "float32") / 12
 
 
-# --- face networks of others -------------------------------------------------------------------------------
+# --- face networks of others --------------------------------------------------------------------------------
 def mesoinception4(input_size: int = 256) -> keras.Model:
     """MesoInception-4 (Afchar et al. 2018): (input_size, input_size, 3) pixels -> embedding (16).
 
@@ -147,17 +147,17 @@ def mesoinception4(input_size: int = 256) -> keras.Model:
     return keras.Model(pixels, {"embedding": layers.Dropout(0.5, name="embedding")(x)}, name="mesoinception4")
 
 
-def face_inception(
-    input_size: int = 224, weights: str | None = None, dropout: float = 0.5, high_pass: bool = False
-) -> keras.Model:
-    """InceptionV3 (Szegedy et al. 2016) as a face branch: (H, W, 3) pixels of any size -> the outputs of `one_image_cnn`.
+def face_inception(input_size: int = 224, weights: str | None = None, dropout: float = 0.5,
+                   high_pass: bool = False) -> keras.Model:
+    """InceptionV3 (Szegedy et al. 2016) as a face branch: pixels -> the outputs of ``one_image_cnn``.
 
-    The picture is resized inside to `input_size`. The sides are global maxima of three grids on the way
-    (Keras' mixed2, mixed5 and mixed7) through a dense layer; the embedding reads them and the average of the
-    last grid, so that a head on the embedding trains all of them.
+    Pictures (H, W, 3) of any size are resized inside to ``input_size``. The sides are global maxima of three
+    intermediate grids (Keras' mixed2, mixed5 and mixed7) through a dense layer. The embedding reads them and
+    the average of the last grid: a head on the embedding trains all of them.
 
-    weights: None (random, or to be filled by `load_inception_weights`) or "imagenet", which downloads.
-    high_pass: show the network four times the residual of each channel (`RESIDUAL_FILTER`) about mid-grey instead of the colours.
+    Args:
+        weights: None (random, or for ``load_inception_weights``) or "imagenet", which downloads.
+        high_pass: input four times each channel's residual (``RESIDUAL_FILTER``) about mid-grey, not colours.
     """
     pixels = keras.Input((None, None, 3), name="pixels")
     x = layers.Resizing(input_size, input_size, antialias=True, name="resize")(pixels)
@@ -165,7 +165,7 @@ def face_inception(
         residual = layers.DepthwiseConv2D(5, padding="same", use_bias=False, trainable=False, name="residual")
         x = layers.Rescaling(4.0, 127.5)(residual(x))
         residual.set_weights([np.repeat(RESIDUAL_FILTER[:, :, None, None], 3, axis=2)])
-    # Keras' own ImageNet weights expect -1..1, the weights that load_inception_weights reads 0..1.
+    # Keras' ImageNet weights expect -1..1; those of load_inception_weights expect 0..1.
     x = layers.Rescaling(1 / 127.5, -1)(x) if weights == "imagenet" else layers.Rescaling(1 / 255)(x)
     backbone = keras.applications.InceptionV3(include_top=False, weights=weights, input_tensor=x)
     sides = {}
@@ -179,15 +179,19 @@ def face_inception(
 
 
 def load_inception_weights(model: keras.Model, path: Path | str) -> None:
-    """Fills the InceptionV3 inside `model` from an 8-bit file `inception_v3_notop_uint8.npz`.
+    """Fill the InceptionV3 inside ``model`` from an 8-bit file ``inception_v3_notop_uint8.npz``.
 
-    The file holds arrays NAME, NAME:scale and NAME:min (value = q * scale + min) of conv2d_1 to conv2d_94
-    and batch_normalization_1 to _94, in the order in which Keras makes the layers. The moving variances are
-    kept above 1e-4: quantisation may have taken them to zero. Raises ValueError when the layers differ.
+    The file holds arrays NAME, NAME:scale and NAME:min (value = q * scale + min) of conv2d_1 to conv2d_94 and
+    batch_normalization_1 to _94, in Keras' order of layers. The moving variances are kept above 1e-4:
+    quantisation may have set them to zero.
+
+    Raises:
+        ValueError: the layers differ.
     """
     with np.load(path, allow_pickle=False) as file:
         arrays = dict(file)
-    stored = {key: arrays[key] * arrays[f"{key}:scale"] + arrays[f"{key}:min"] for key in arrays if ":" not in key}
+    stored = {key: arrays[key] * arrays[f"{key}:scale"] + arrays[f"{key}:min"]
+              for key in arrays if ":" not in key}
     for kind, prefix in ((layers.Conv2D, "conv2d"), (layers.BatchNormalization, "batch_normalization")):
         own = sorted((x for x in model.layers if type(x) is kind), key=lambda x: _number(x.name))
         names = sorted({key.split("/")[0] for key in stored if key.startswith(prefix)}, key=_number)

@@ -1,4 +1,4 @@
-"""The study's last CNN, which joins ten faces and a voice."""
+"""The study's last CNN, which fuses ten faces and a voice."""
 
 import keras
 from keras import layers
@@ -10,12 +10,11 @@ def last_cnn(as_run: bool = False, normalization: str = "batch") -> keras.Model:
     """The study's fusion (its figure 5): the outputs of ten faces and a voice -> logit (1).
 
     Inputs, by name: face_embedding (10, 64), face_side1 (10, 128), face_side2 (10, 88), face_side3 (10, 64),
-    voice_embedding (32), voice_side1 to voice_side3 (128); face_mask (10,) and voice_mask (1,) hold 1 where
-    there is a face or a voice and 0 where not: what is masked enters as zeros. The masks, which the study
-    lacked, add no parameter.
+    voice_embedding (32), voice_side1 to voice_side3 (128); face_mask (10,) and voice_mask (1,): 1 for a face
+    or a voice, 0 for a missing one, which enters as zeros. The study had no masks; they add no parameters.
 
-    726,657 parameters as drawn. When it ran (as_run) the side outputs of the first seven images alone were
-    read, and a dense 128 with BatchNorm was left unconnected, which no Keras model counts: 383,393.
+    726,657 parameters as drawn. When it was run (``as_run``), only the side outputs of the first seven images
+    were read, and a dense 128 with BatchNorm was left unconnected, which no Keras model counts: 383,393.
     """
     face = {key: keras.Input((FRAMES, units), name=f"face_{key}") for key, units in FACE_OUTPUTS.items()}
     voice = {key: keras.Input((units,), name=f"voice_{key}") for key, units in VOICE_OUTPUTS.items()}

@@ -1,4 +1,4 @@
-"""How the faces and the voice of a clip become one P(fake), and what a logit means as a probability."""
+"""Fuse a clip's faces and voice into one P(fake), and calibrate logits to probabilities."""
 
 import math
 from pathlib import Path
@@ -13,14 +13,14 @@ BRANCH_OUTPUTS = ("embedding", "side1", "side2", "side3")
 
 
 def log_odds(probability: float) -> float:
-    """log(p / (1 − p)); what a prior adds to a logit that was calibrated on balanced data."""
+    """log(p / (1 − p)): the shift that a prior adds to a logit calibrated on balanced data."""
     return math.log(probability / (1 - probability))
 
-POOLINGS = {"confident": metrics.confident_strategy, "power": metrics.power_transform}  # of the challenge's winners
+POOLINGS = {"confident": metrics.confident_strategy, "power": metrics.power_transform}  # from the challenge
 
 
 def pooled(logits: np.ndarray, seen: np.ndarray, pooling: str = "mean") -> float:
-    """One logit for the crops that show a face: their mean, or that of a pooling of ``POOLINGS``; NaN when none does."""
+    """Pool the logits of the crops that show a face, by mean or ``POOLINGS``; NaN if there are none."""
     if not seen.any():
         return math.nan
     if pooling == "mean":
@@ -29,15 +29,16 @@ def pooled(logits: np.ndarray, seen: np.ndarray, pooling: str = "mean") -> float
 
 
 class Calibration:
-    """Scale and shift of each kind of logit, fitted on validation data with both classes weighted alike (Platt 1999).
+    """Scale and shift of each kind of logit, from validation data, classes weighted alike (Platt 1999).
 
     Args:
-        lines: ``{"crop": (scale, shift), "face": …, "voice": …, "clip": …}``; a kind that is not named stays as it is.
-        limits: lowest and highest probability that is ever answered.
-        pooling: of the frames of a person, ``mean`` (of the logits) or one of ``POOLINGS``.
+        lines: ``{"crop": (scale, shift), "face": …, "voice": …, "clip": …}``; kinds not listed stay unscaled.
+        limits: lowest and highest probability ever returned.
+        pooling: of a person's frames, ``mean`` (of the logits) or one of ``POOLINGS``.
     """
 
-    def __init__(self, lines: dict[str, tuple[float, float]], limits: tuple[float, float], pooling: str = "mean"):
+    def __init__(self, lines: dict[str, tuple[float, float]], limits: tuple[float, float],
+                 pooling: str = "mean"):
         if pooling not in ("mean", *POOLINGS):
             raise ValueError(f"pooling: expected mean, {' or '.join(POOLINGS)}, found {pooling!r}")
         self.lines, self.limits, self.pooling = lines, limits, pooling
@@ -53,7 +54,7 @@ class Calibration:
 
 
 class Fusion(Protocol):
-    """Joins the branches of one clip."""
+    """Fuses the branches of one clip."""
 
     def __call__(self, face: dict[str, np.ndarray], seen: np.ndarray, voice: dict[str, np.ndarray] | None,
                  prior: float) -> float:
@@ -61,23 +62,23 @@ class Fusion(Protocol):
         Args:
             face: outputs of the face network for the ten crops, each (10, …).
             seen: bool (10,), False for fallback crops.
-            voice: outputs of the voice network for the windows, each (windows, …), or None when nothing is heard.
+            voice: outputs of the voice network for the windows, each (windows, …), or None without a voice.
             prior: share of fakes expected.
 
         Returns:
-            P(fake) in [0, 1]; the prior when there is neither a face nor a voice.
+            P(fake) in [0, 1]; the prior if there is neither a face nor a voice.
         """
 
 
 class NoisyOr:
-    """A clip is fake when its face or its voice is: 1 − (1 − P(face fake)) (1 − P(voice fake)).
+    """A clip is fake if its face or its voice is: 1 − (1 − P(face fake)) (1 − P(voice fake)).
 
-    The prior is shared out between the two, so that branches that say nothing (logits of 0) give the prior. What is
-    missing cannot be fake: then the other branch has the whole prior.
+    The prior is split between the two: uninformative branches (logits of 0) return exactly the prior. A
+    missing branch cannot be fake; the other one then gets the whole prior.
 
     Args:
         calibration: of the branches' logits.
-        voice_share: prior of a faked voice, as a share of the prior of a fake; the face takes the rest.
+        voice_share: prior of a fake voice, as a share of the prior of a fake; the face gets the rest.
     """
 
     def __init__(self, calibration: Calibration, voice_share: float):
@@ -89,15 +90,17 @@ class NoisyOr:
         voice_prior = 0.0 if voice is None else self.voice_share * prior if seen.any() else prior
         chances = [0.0, 0.0]
         if seen.any():
-            logit = self.calibration.logit(pooled(face["logit"][:, 0], seen, self.calibration.pooling), "face")
+            logit = self.calibration.logit(pooled(face["logit"][:, 0], seen, self.calibration.pooling),
+                                           "face")
             chances[0] = sigmoid(logit + log_odds(1 - (1 - prior) / (1 - voice_prior)))
         if voice is not None:
-            chances[1] = sigmoid(self.calibration.logit(voice["logit"].mean(), "voice") + log_odds(voice_prior))
+            chances[1] = sigmoid(self.calibration.logit(voice["logit"].mean(), "voice")
+                                 + log_odds(voice_prior))
         return float(1 - (1 - chances[0]) * (1 - chances[1]))
 
 
 class LastNetwork:
-    """The study's last CNN on the embeddings and side outputs of both branches, with masks for what is missing."""
+    """The study's last CNN on the embeddings and side outputs of both branches; missing inputs are masked."""
 
     def __init__(self, network, calibration: Calibration):
         self.network, self.calibration = network, calibration
@@ -109,17 +112,18 @@ class LastNetwork:
         inputs["face_mask"] = seen[None].astype(np.float32)
         for name in BRANCH_OUTPUTS:
             width = self.network.input[f"voice_{name}"].shape[-1]
-            inputs[f"voice_{name}"] = np.zeros((1, width), np.float32) if voice is None else voice[name].mean(0)[None]
+            empty = np.zeros((1, width), np.float32)
+            inputs[f"voice_{name}"] = empty if voice is None else voice[name].mean(0)[None]
         inputs["voice_mask"] = np.full((1, 1), voice is not None, np.float32)
         logit = np.ravel(self.network.predict_on_batch(inputs))[0]
         return float(sigmoid(self.calibration.logit(logit, "clip") + log_odds(prior)))
 
 
 def load(folder: Path, settings: dict, calibration: Calibration) -> Fusion:
-    """The fusion that ``detector.json`` names.
+    """The fusion set in ``detector.json``.
 
     Raises:
-        ValueError: the name is not known.
+        ValueError: unknown fusion.
     """
     name = settings["fusion"]
     if name == "noisy_or":

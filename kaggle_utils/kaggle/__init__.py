@@ -1,1 +1,1 @@
-"""Kaggle: where things are mounted there, and the push."""
+"""Kaggle: the paths of its mounts, and pushing notebooks to it."""

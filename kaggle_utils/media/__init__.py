@@ -1,1 +1,1 @@
-"""Read clips and sound files that come from strangers."""
+"""Read untrusted video and sound files."""

@@ -7,27 +7,25 @@ import numpy as np
 
 from .video import CONTAINERS, MP4_BOXES, UnreadableClip, check_file, run_ffmpeg
 
-REFERENCE_RATE = 8000  # Hz, of the study's 1D network
+REFERENCE_RATE = 8000  # Hz, for the study's 1D network
 REFERENCE_SAMPLES = 30000
-SAMPLE_RATE = 16000  # Hz, of the spectrogram networks: vocoders leave traces above 4 kHz
+SAMPLE_RATE = 16000  # Hz, for the spectrogram networks: vocoders leave traces above 4 kHz
 LONGEST = 600.0  # s
 
 DEMUXERS = f"{CONTAINERS},wav,flac,mp3,aac,aiff,caf,au"
-MAGIC = (b"RIFF", b"\x1aE\xdf\xa3", b"OggS", b"fLaC", b"ID3", b"\xff\xfb", b"\xff\xf3", b"\xff\xf2", b"\xff\xf1",
-         b"\xff\xf9", b"FLV", b"0&\xb2u", b"\x00\x00\x01\xba", b"\x00\x00\x01\xb3", b"G", b"FORM", b"caff", b".snd")
+MAGIC = (b"RIFF", b"\x1aE\xdf\xa3", b"OggS", b"fLaC", b"ID3", b"\xff\xfb", b"\xff\xf3", b"\xff\xf2",
+         b"\xff\xf1", b"\xff\xf9", b"FLV", b"0&\xb2u", b"\x00\x00\x01\xba", b"\x00\x00\x01\xb3", b"G",
+         b"FORM", b"caff", b".snd")
 
 
-# --- reading --------------------------------------------------------------------------------------------------------
-def read_voice(path: str | Path, sample_rate: int = SAMPLE_RATE, seconds: float | None = LONGEST) -> np.ndarray | None:
-    """The sound track of a clip, all channels mixed to one.
+# --- reading ------------------------------------------------------------------------------------------------
+def read_voice(path: str | Path, sample_rate: int = SAMPLE_RATE,
+               seconds: float | None = LONGEST) -> np.ndarray | None:
+    """The sound track of a clip mixed to mono, float32 (T,) in [-1, 1]; None without a sound track.
 
     Args:
-        path: a clip or a sound file.
         sample_rate: in Hz; ffmpeg resamples with a low-pass filter.
-        seconds: how much is read from the start, None: all of it (64 kB a second at 16 kHz).
-
-    Returns:
-        float32 (T,) in [-1, 1], or None when the clip has no sound track, which is a normal case.
+        seconds: how much to read from the start; None: all of it (64 kB per second at 16 kHz).
 
     Raises:
         UnreadableClip: not a clip or sound file, or its sound track cannot be decoded.
@@ -37,10 +35,9 @@ def read_voice(path: str | Path, sample_rate: int = SAMPLE_RATE, seconds: float 
 
 
 def read_reference_voice(path: str | Path) -> np.ndarray | None:
-    """The study's input (its figure 1): left channel at 8 kHz, the first 3.75 s, zeros behind a shorter one.
+    """The study's input (its figure 1): left channel at 8 kHz, the first 3.75 s, zero-padded.
 
-    Returns:
-        float32 (30000, 1) in [-1, 1], or None when the clip has no sound track.
+    float32 (30000, 1) in [-1, 1], or None without a sound track.
 
     Raises:
         UnreadableClip: as :func:`read_voice`.
@@ -50,7 +47,7 @@ def read_reference_voice(path: str | Path) -> np.ndarray | None:
 
 
 def fixed_length(samples: np.ndarray, length: int) -> np.ndarray:
-    """The first ``length`` samples (T,), zeros behind a shorter one."""
+    """The first ``length`` samples (T,), zero-padded."""
     return np.pad(samples[:length], (0, max(0, length - len(samples))))
 
 
@@ -58,8 +55,8 @@ def _decode(path: Path, sample_rate: int, channels: int, seconds: float | None) 
     """Samples float32 (T, channels), or None without a sound track."""
     _check_container(path)
     length = [] if seconds is None else ["-t", seconds]
-    decoded = run_ffmpeg(path, "-vn", "-sn", "-dn", "-ac", channels, "-ar", sample_rate, *length, "-f", "s16le", "-",
-                         demuxers=DEMUXERS)
+    decoded = run_ffmpeg(path, "-vn", "-sn", "-dn", "-ac", channels, "-ar", sample_rate, *length, "-f",
+                         "s16le", "-", demuxers=DEMUXERS)
     samples = np.frombuffer(decoded[: len(decoded) // (2 * channels) * 2 * channels], "<i2")
     if len(samples):
         return (samples / np.float32(32768)).reshape(-1, channels)
@@ -69,7 +66,7 @@ def _decode(path: Path, sample_rate: int, channels: int, seconds: float | None) 
 
 
 def _check_container(path: Path) -> None:
-    """Only clips and sound files: a playlist under a clip's name would lead ffmpeg to other files."""
+    """Accept only clips and sound files: a playlist named like a clip would lead ffmpeg to other files."""
     check_file(path)
     with open(path, "rb") as file:
         start = file.read(16)
@@ -78,7 +75,7 @@ def _check_container(path: Path) -> None:
 
 
 def _has_sound_track(path: Path) -> bool:
-    """Whether ffmpeg, which decoded no sound of a file, lists a sound track in it."""
+    """Whether ffmpeg, which decoded no sound from a file, lists a sound track in it."""
     found = run_ffmpeg(path, demuxers=DEMUXERS, kept="stderr")
     tracks = re.findall(rb"^ +Stream #.*: (Audio|Video): ", found, re.MULTILINE)
     if not tracks:
@@ -87,7 +84,7 @@ def _has_sound_track(path: Path) -> bool:
 
 
 def sound_format(path: str | Path) -> str | None:
-    """What ffmpeg says of a file's first sound track, such as "aac (LC), 44100 Hz, stereo"; None when it finds none.
+    """ffmpeg's description of the first sound track, such as "aac (LC), 44100 Hz, stereo"; None without one.
 
     Raises:
         UnreadableClip: not a clip or sound file.

@@ -1,7 +1,7 @@
 """Frames of a clip: upright, RGB, evenly spread, decoded in one pass with OpenCV's FFmpeg reader.
 
-A clip comes from a stranger. Only regular files in the containers of ``CONTAINERS`` are opened, and FFmpeg may follow
-neither a playlist nor a concat script to other files or to the network, whatever the file is called.
+Clips are untrusted. Only regular files in the containers of ``CONTAINERS`` are opened, and FFmpeg may not
+follow a playlist or a concat script to other files or to the network, whatever the file's name.
 """
 
 import math
@@ -21,19 +21,19 @@ import numpy as np
 CONTAINERS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpegts,mpeg,flv,asf,ogg"  # names of FFmpeg's demuxers
 CAPTURE_OPTIONS = f"protocol_whitelist;file|format_whitelist;{CONTAINERS}"
 MP4_BOXES = (b"ftyp", b"moov", b"mdat", b"free", b"skip", b"wide")
-LIMIT_S, LIMIT_S_PER_MB = 60.0, 2.0  # to decode a clip; 1080p takes about half a second a MB on one core
+LIMIT_S, LIMIT_S_PER_MB = 60.0, 2.0  # to decode a clip; 1080p takes about 0.5 s per MB on one core
 UPRIGHT = {90: cv2.ROTATE_90_CLOCKWISE, 180: cv2.ROTATE_180, 270: cv2.ROTATE_90_COUNTERCLOCKWISE}
 
-# FFmpeg and OpenCV need not report on standard error what is raised below with a file name and a reason.
+# Silence FFmpeg and OpenCV: errors are raised below with a file name and a reason.
 os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")
 cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_FATAL)
 
 
 class UnreadableClip(Exception):
-    """A file from which no frame (or no sound) can be had: ``path``, and ``reason`` in words."""
+    """A file without a readable frame (or sound): ``path``, and ``reason`` in words."""
 
     def __init__(self, path: str | Path, reason: str):
-        super().__init__(path, reason)  # both, so that the exception can be pickled between processes
+        super().__init__(path, reason)  # both, to be picklable between processes
         self.path, self.reason = Path(path), reason
 
     def __str__(self) -> str:
@@ -42,10 +42,10 @@ class UnreadableClip(Exception):
 
 @dataclass(frozen=True)
 class ClipInfo:
-    """What a clip's header says.
+    """A clip's header.
 
-    ``width`` and ``height`` are in pixels as shown, after rotation; ``rotation`` is the clockwise turn in degrees
-    (0, 90, 180, 270) that brings the stored picture upright; ``frame_count`` is 0 and ``fps`` 0.0 where unknown.
+    ``width`` and ``height`` are in pixels as shown, after rotation; ``rotation`` is the clockwise turn in
+    degrees (0, 90, 180, 270) that makes the picture upright; ``frame_count`` is 0 and ``fps`` 0.0 if unknown.
     """
 
     width: int
@@ -59,7 +59,7 @@ class ClipInfo:
 
 @dataclass
 class Frames:
-    """Frames of one clip: uint8 RGB images (H, W, 3), upright; their times in seconds, float64 (n,); and warnings."""
+    """Frames of one clip: upright uint8 RGB images (H, W, 3), times in s, float64 (n,), and warnings."""
 
     images: list[np.ndarray]
     times_s: np.ndarray
@@ -68,19 +68,19 @@ class Frames:
 
 
 def probe(path: str | Path) -> ClipInfo:
-    """The header of a clip; nothing is decoded.
+    """Read the header of a clip without decoding.
 
     Raises:
-        UnreadableClip: missing, empty, cut before its index, or not a video.
+        UnreadableClip: missing, empty, truncated before its index, or not a video.
     """
     with _open(path) as capture:
         return _info(capture)
 
 
 def iter_frames(path: str | Path) -> Iterator[tuple[int, float, np.ndarray]]:
-    """Every frame in turn: index, time in seconds, image uint8 RGB (H, W, 3), upright.
+    """Iterate over all frames: index, time in seconds, upright image uint8 RGB (H, W, 3).
 
-    The file is closed when the iteration ends or is given up.
+    The file is closed when the iteration ends or is abandoned.
 
     Raises:
         UnreadableClip: as :func:`probe`, at the first step.
@@ -95,10 +95,10 @@ def iter_frames(path: str | Path) -> Iterator[tuple[int, float, np.ndarray]]:
 def read_frames(path: str | Path, count: int = 10) -> Frames:
     """Evenly spread frames: the middles of ``count`` equal parts of the clip.
 
-    Middles stand for their parts, and avoid the fades and the damage that gather at the ends. All frames are grabbed
-    (a seek would decode from the last key frame, and DFDC clips have one or two), only the wanted ones are converted.
-    A header may lie about the number of frames: if it does, a second pass spreads them over what really decodes,
-    and a warning says how many did. A clip shorter than ``count`` frames gives each frame once.
+    Middles represent their parts, and avoid the fades and the damage that are common at both ends. All frames
+    are grabbed (a seek would decode from the last key frame, and DFDC clips have one or two), but only the
+    wanted ones are converted. The header's number of frames may be wrong. If so, a second pass spreads them
+    over the frames that decode, and a warning gives their number. A shorter clip gives each frame once.
 
     Returns:
         ``Frames`` with 1 to ``count`` images; ``info`` holds the number of frames that decode.
@@ -115,28 +115,30 @@ def read_frames(path: str | Path, count: int = 10) -> Frames:
         decoded = decoded or header.frame_count
         images, times = _read_copy(path, evenly_spread(decoded, count))
     if not images:
-        raise UnreadableClip(path, f"no frame decodes of the {header.frame_count} that its header promises "
+        raise UnreadableClip(path, f"no frame decodes of the {header.frame_count} in its header "
                                    f"(codec {header.codec!r})")
     info = replace(header, frame_count=decoded, duration_s=_duration(decoded, header.fps))
     warnings = []
     if 0 < header.frame_count != decoded:
-        warnings.append(f"{path.name}: {decoded} frames decode of the {header.frame_count} that its header promises")
+        warnings.append(f"{path.name}: {decoded} frames decode of the {header.frame_count} in its header")
     return Frames(images, np.array(times), info, warnings)
 
 
 def evenly_spread(frame_count: int, count: int) -> list[int]:
-    """Indices of the middles of ``count`` equal parts of ``frame_count`` frames; all indices when there are fewer."""
+    """Middles of ``count`` equal parts of ``frame_count`` frames; every index if there are fewer frames."""
     if count < 1:
         raise ValueError(f"expected a count of at least 1 frame, found {count}")
     count = min(count, max(frame_count, 0))
     return [(2 * part + 1) * frame_count // (2 * count) for part in range(count)]
 
 
-def _read(
-    path: Path, count: int, frame_count: int | None = None
-) -> tuple[list[np.ndarray], list[float], int, ClipInfo]:
-    """One pass: images spread over ``frame_count`` frames (the header's number unless given), their times, the number
-    of frames that decode, and the header. Where a wanted frame is damaged, the next one stands in."""
+def _read(path: Path, count: int,
+          frame_count: int | None = None) -> tuple[list[np.ndarray], list[float], int, ClipInfo]:
+    """One pass: images, their times, the number of frames that decode, and the header.
+
+    Images are spread over ``frame_count`` frames, by default the header's number. A damaged frame gives way
+    to the next.
+    """
     images, times, decoded = [], [], 0
     with _open(path) as capture:
         header = _info(capture)
@@ -151,20 +153,19 @@ def _read(
 
 
 def _is_interlaced(path: Path) -> bool:
-    """Whether ffmpeg finds fields in the picture track: OpenCV then returns memory that nobody wrote to as its frames
-    (swscale refuses them and the refusal is not looked at; so in 4.13 and 5.0)."""
-    return re.search(rb"^ +Stream #.*: Video: (dvvideo|.*(top|bottom) (coded )?first)", run_ffmpeg(path, kept="stderr"),
-                     re.MULTILINE) is not None
+    """Whether ffmpeg finds interlaced fields: OpenCV 4.13 and 5.0 then return uninitialised memory."""
+    return re.search(rb"^ +Stream #.*: Video: (dvvideo|.*(top|bottom) (coded )?first)",
+                     run_ffmpeg(path, kept="stderr"), re.MULTILINE) is not None
 
 
 def _read_copy(path: Path, wanted: list[int]) -> tuple[list[np.ndarray], list[float]]:
-    """Frames at the indices ``wanted`` and their times, through a lossless copy by ffmpeg: without fields, or of a codec
-    that OpenCV's wheels cannot decode, such as AV1."""
+    """The frames at ``wanted`` and their times, through a lossless ffmpeg copy: deinterlaced, or of AV1."""
     chosen = "+".join(f"eq(n,{index})" for index in wanted) or "0"
     with tempfile.TemporaryDirectory() as folder:
         copy = Path(folder) / "frames.mkv"
-        run_ffmpeg(path, "-an", "-sn", "-dn", "-vf", f"yadif=deint=interlaced,select='{chosen}',setfield=prog",
-                   "-fps_mode", "passthrough", "-pix_fmt", "yuv444p", "-c:v", "libx264", "-preset", "ultrafast", "-qp", "0", copy)
+        run_ffmpeg(path, "-an", "-sn", "-dn", "-vf",
+                   f"yadif=deint=interlaced,select='{chosen}',setfield=prog", "-fps_mode", "passthrough",
+                   "-pix_fmt", "yuv444p", "-c:v", "libx264", "-preset", "ultrafast", "-qp", "0", copy)
         if not copy.is_file() or not copy.stat().st_size:
             return [], []
         images, times, _, _ = _read(copy, len(wanted), len(wanted))
@@ -172,49 +173,49 @@ def _read_copy(path: Path, wanted: list[int]) -> tuple[list[np.ndarray], list[fl
 
 
 def run_ffmpeg(path: Path, *options: object, demuxers: str = CONTAINERS, kept: str = "stdout") -> bytes:
-    """What moviepy's ffmpeg writes to ``stdout`` or ``stderr`` on reading a file, in a known container and nothing else.
+    """Read a file with moviepy's ffmpeg, known containers only, and return its ``stdout`` or ``stderr``.
 
-    The other stream is not kept: a damaged track gives more errors than a pipe holds, and ffmpeg would wait for ever.
+    The other stream is discarded: on a damaged track its errors would fill a pipe and block ffmpeg.
 
     Raises:
         UnreadableClip: it takes too long or crashes.
     """
     from moviepy.config import FFMPEG_BINARY  # the same name in moviepy 1.0.3 and 2.2
 
-    command = [FFMPEG_BINARY, "-hide_banner", "-nostdin", "-protocol_whitelist", "file", "-format_whitelist", demuxers,
-               "-i", str(path.resolve()), *map(str, options)]
+    command = [FFMPEG_BINARY, "-hide_banner", "-nostdin", "-protocol_whitelist", "file", "-format_whitelist",
+               demuxers, "-i", str(path.resolve()), *map(str, options)]
     pipes = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL, kept: subprocess.PIPE}
     limit_s = time_limit(path)
     try:
         done = subprocess.run(command, **pipes, check=False, timeout=limit_s)
     except subprocess.TimeoutExpired as error:
-        raise UnreadableClip(path, f"ffmpeg is not done with it in {limit_s:.0f} s") from error
+        raise UnreadableClip(path, f"ffmpeg did not finish in {limit_s:.0f} s") from error
     if done.returncode < 0:
-        raise UnreadableClip(path, f"ffmpeg crashed at it (signal {-done.returncode})")
+        raise UnreadableClip(path, f"ffmpeg crashed (signal {-done.returncode})")
     return getattr(done, kept)
 
 
 @contextmanager
 def _open(path: str | Path) -> Iterator[cv2.VideoCapture]:
-    """An open capture of a regular file in a known container, closed at the end."""
+    """A capture of a regular file in a known container, closed on exit."""
     path = Path(path)
     check_file(path)
-    os.environ["OPENCV_FFMPEG_CAPTURE_OPTIONS"] = CAPTURE_OPTIONS  # read by OpenCV at each opening
+    os.environ["OPENCV_FFMPEG_CAPTURE_OPTIONS"] = CAPTURE_OPTIONS  # OpenCV reads it at each opening
     capture = cv2.VideoCapture(str(path.resolve()), cv2.CAP_FFMPEG)
     try:
         if not capture.isOpened():
             raise UnreadableClip(path, _why_not(path))
-        capture.set(cv2.CAP_PROP_ORIENTATION_AUTO, 0)  # turned in _retrieve, alike on every release
+        capture.set(cv2.CAP_PROP_ORIENTATION_AUTO, 0)  # rotated in _retrieve, the same in all releases
         yield capture
     finally:
         capture.release()
 
 
 def check_file(path: Path) -> None:
-    """Refuse what must not reach a decoder: OpenCV crashes on a name that is not UTF-8, and waits for ever at a pipe.
+    """Reject files unsafe for a decoder: OpenCV crashes on a non-UTF-8 name and blocks for ever on a pipe.
 
     Raises:
-        UnreadableClip: missing, empty, not a regular file, not permitted, or of such a name.
+        UnreadableClip: missing, empty, not a regular file, not permitted, or with such a name.
     """
     try:
         if not stat.S_ISREG(path.stat().st_mode):
@@ -233,12 +234,12 @@ def check_file(path: Path) -> None:
 
 
 def time_limit(path: Path) -> float:
-    """Seconds after which a decoder that is still at this file counts as hanging."""
+    """Seconds after which a decoder still working on this file is considered hung."""
     return LIMIT_S + (LIMIT_S_PER_MB * path.stat().st_size / 1e6 if os.path.isfile(path) else 0)
 
 
 def _why_not(path: Path) -> str:
-    """Why a file does not open, from its first bytes."""
+    """The reason why a file does not open, from its first bytes."""
     with open(path, "rb") as file:
         start = file.read(16)
     if start.startswith((b"#EXTM3U", b"ffconcat")):
@@ -246,17 +247,17 @@ def _why_not(path: Path) -> str:
     if start[4:8] not in MP4_BOXES:
         return f"not a video: starts with {start!r}, expected one of the containers {CONTAINERS}"
     if b"moov" not in _whole_boxes(path):
-        return f"cut before its index: an MP4 file of {path.stat().st_size} bytes without a whole moov box"
+        return f"cut before its index: an MP4 file of {path.stat().st_size} bytes without a complete moov box"
     return "not a video: an MP4 file without a picture track that decodes"
 
 
 def _whole_boxes(path: Path) -> set[bytes]:
-    """The types of the top-level boxes of an MP4 file (ISO/IEC 14496-12, section 4.2) that are not cut short."""
+    """The types of an MP4 file's complete top-level boxes (ISO/IEC 14496-12, section 4.2)."""
     found, start, end = set(), 0, path.stat().st_size
     with open(path, "rb") as file:
         while len(head := file.read(16)) >= 8:
             size = int.from_bytes(head[:4], "big")
-            size = {0: end - start, 1: int.from_bytes(head[8:], "big")}.get(size, size)  # to the end; 64 bits wide
+            size = {0: end - start, 1: int.from_bytes(head[8:], "big")}.get(size, size)  # to the end; 64-bit
             start += size
             if size < 8 or start > end:
                 break
@@ -275,7 +276,8 @@ def _info(capture: cv2.VideoCapture) -> ClipInfo:
     count = max(0, int(capture.get(cv2.CAP_PROP_FRAME_COUNT)))
     code = int(capture.get(cv2.CAP_PROP_FOURCC)) & 0xFFFFFFFF
     codec = code.to_bytes(4, "little").decode("latin-1").strip("\0 ")
-    return ClipInfo(width, height, fps, count, _duration(count, fps), rotation if rotation in UPRIGHT else 0, codec)
+    return ClipInfo(width, height, fps, count, _duration(count, fps), rotation if rotation in UPRIGHT else 0,
+                    codec)
 
 
 def _duration(frame_count: int, fps: float) -> float:
@@ -283,9 +285,9 @@ def _duration(frame_count: int, fps: float) -> float:
 
 
 def _grab(capture: cv2.VideoCapture, fps: float) -> Iterator[tuple[int, float]]:
-    """Decode frame after frame; index and time in seconds.
+    """Decode frame after frame; yields index and time in seconds.
 
-    The time is the frame's own time stamp where that goes forward, else the previous time and one frame's length.
+    The time is the frame's time stamp if it increases, else the previous time plus one frame's length.
     """
     index, time_s, step_s = 0, 0.0, _duration(1, fps)
     while capture.grab():
@@ -299,7 +301,7 @@ def _grab(capture: cv2.VideoCapture, fps: float) -> Iterator[tuple[int, float]]:
 
 
 def _retrieve(capture: cv2.VideoCapture, rotation: int) -> np.ndarray | None:
-    """The grabbed frame, uint8 RGB (H, W, 3), upright; None when it is damaged."""
+    """The grabbed frame, uint8 RGB (H, W, 3), upright; None if it is damaged."""
     decoded, image = capture.retrieve()
     if not decoded or image is None:
         return None

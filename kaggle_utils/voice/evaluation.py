@@ -1,129 +1,253 @@
-"""Judge voice networks: generators left out, false alarms after codecs and noise, a plain baseline.
+"""Judge voice networks on pages and systems that they never heard, as recorded and through channels.
 
-The functions take the scores that ``voice_training.train_voice`` writes: the table of voices with a column ``logit``.
+Five folds of pages: the networks of a fold learn from the other pages, without the systems of their own
+(``data.training_rows``), and judge theirs. :func:`judge_folds` trains and scores; :func:`tables` shows it.
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
 
 import keras
 import numpy as np
 import pandas as pd
 
+from .. import storage
 from ..datasets.dfdc import FAKE, REAL
 from ..media.sound import SAMPLE_RATE
-from ..metrics import auc, equal_error_rate, sigmoid
-from .data import Voices, noisy, recode, to_int16
-from .signal import canonical, lfcc
-from .training import VoiceSettings, predict_logits, unheard
-from .vocoders import family
+from ..metrics import auc, bootstrap_interval, equal_error_rate, fit_line, sigmoid
+from ..results import result
+from .channels import CHANNELS, channel_file, make_channels, with_channels
+from .data import FOLDS, Voices, folds, training_rows
+from .signal import lfcc
+from .training import RUNS, VoiceSettings, load_corpus, predict_logits, train_voice
 
-CHANNELS = ("as recorded", "aac_64", "opus_24", "telephone", "noise 15 dB")
-
-
-# --- figures --------------------------------------------------------------------------------------------------------
-def threshold_of_eer(scores: pd.DataFrame) -> float:
-    """The logit, midway between two scores, above which as many bona fide voices lie as spoofed ones lie below."""
-    real, fake = (np.sort(scores.loc[scores["label"] == label, "logit"]) for label in (REAL, FAKE))
-    places = np.sort(scores["logit"].to_numpy())
-    alarms = 1 - np.searchsorted(real, places, side="left") / len(real)
-    misses = np.searchsorted(fake, places, side="left") / len(fake)
-    found = np.argmin(np.abs(alarms - misses))
-    return float(places[max(found - 1, 0)] + places[found]) / 2
+MEMBERS = ("linear", "lfcc", "quality")  # averaged: voice.keras, voice_lfcc.keras, voice_quality.keras
+SPEAKERS = "speakers"  # in the place of a fold: known systems and pages, unknown speakers
+COMMAND = "python -m kaggle_utils evaluate voice"
 
 
-def by_family(scores: pd.DataFrame, families: Sequence[str] | None = None) -> pd.DataFrame:
-    """EER and AUC of each family of generators against all bona fide voices of ``scores``.
-
-    Columns: voices (spoofed), speakers (of them), eer, auc.
-    """
-    real = scores[scores["label"] == REAL]
-    fakes = scores[scores["label"] == FAKE]
-    groups = fakes.groupby(fakes["generator"].map(family))
-    lines = {}
-    for name, some in groups:
-        if families is None or name in families:
-            both = pd.concat([real, some])
-            labels, chances = both["label"].to_numpy(), sigmoid(both["logit"].to_numpy())
-            lines[name] = {"voices": len(some), "speakers": some["speaker"].nunique(),
-                           "eer": equal_error_rate(labels, chances), "auc": auc(labels, chances)}
-    return pd.DataFrame(lines).T
-
-
-def left_out(scores: pd.DataFrame, settings: VoiceSettings) -> pd.DataFrame:
-    """:func:`by_family` for the families that a run was not given, all spoofed voices of unheard speakers together below."""
-    families = [name for name, share in settings.weights.items() if share == 0]
-    return by_family(scores, families)
-
-
-def averaged(parts: Sequence[pd.DataFrame]) -> pd.DataFrame:
-    """Scores of several networks on the same rows as those of their average: the mean of the logits."""
-    rows = [part.set_index("row") for part in parts]
-    shared = rows[0].index
-    if any(not part.index.equals(shared) for part in rows):
-        raise ValueError("expected scores of the same rows, in the same order")
-    return parts[0].assign(logit=np.mean([part["logit"].to_numpy() for part in rows], axis=0))
-
-
-# --- false alarms ---------------------------------------------------------------------------------------------------
-def false_alarms(networks: Sequence[keras.Model], voices: Voices, threshold: float, length: int) -> pd.DataFrame:
-    """How many bona fide speakers are flagged after codecs, telephone band and noise.
+# --- folds ------------------------------------------------------------------------------------------------
+def judge_folds(
+    folder: str | Path,
+    output: str | Path,
+    names: Sequence[str] = (*MEMBERS, "voice_cnn"),
+    minutes: float | None = None,
+    processes: int = 1,
+) -> pd.DataFrame:
+    """Scores of every voice by networks that never heard its page and systems.
 
     Args:
-        networks: one, or several whose logits are averaged.
-        voices: as recorded, at 16 kHz, not yet canonical; its bona fide speakers are judged.
-        threshold: logit; a speaker is flagged when the mean over the speaker's voices lies above.
-        length: of the networks' window, in samples.
+        folder: of voices (``data.read_voices``). names: of ``RUNS``. minutes: for each training.
+        output: gets corpus, channels, runs and scores. What it holds is not made again: a run that was
+            interrupted goes on, and networks that were trained elsewhere are judged.
 
     Returns:
-        A line for each of ``CHANNELS``: speakers, flagged speakers, share; voices, share of flagged voices.
+        A line for each voice, channel, network: ``data.COLUMNS``, ``row``, ``channel``, ``fold`` (−1: known
+        systems and unknown speakers), ``logit``, ``network`` (LFCC and logistic regression among them).
     """
-    real = np.flatnonzero(voices.table["label"] == REAL)
-    person = (voices.table["corpus"] + "-" + voices.table["speaker"]).to_numpy()[real]
-    lines = {}
+    output = Path(output)
+    corpus = load_corpus(output / "voices.npz", folder, processes)
+    make_channels(folder, corpus, output, processes)
+    parts = []
+    for name in names:
+        voices = with_channels(corpus, output) if RUNS[name].frozen else corpus.at(RUNS[name].rate)
+        for judged in (*range(FOLDS), SPEAKERS):
+            done = output / f"{name}_{judged}.judged.csv"
+            if not done.is_file():
+                network, rows = _judge(RUNS[name], voices, judged, output, minutes)
+                scores = score_channels(network, RUNS[name], rows, output)
+                scores.to_csv(done, index=False, float_format="%.5f")
+            scores = pd.read_csv(done, keep_default_na=False)
+            parts.append(scores.assign(fold=-1 if judged == SPEAKERS else judged, network=name))
+    heard = Voices.load(channel_file(output, CHANNELS[0]))
+    return pd.concat([*parts, lfcc_baseline(heard).assign(network="lfcc_regression")], ignore_index=True)
+
+
+def _judge(
+    settings: VoiceSettings, corpus: Voices, judged: int | str, output: Path, minutes: float | None
+) -> tuple[keras.Model, np.ndarray]:
+    """The network of a fold, trained where ``output`` lacks it, and the rows that it judges."""
+    name = f"{settings.name}_{judged}"
+    learnt, rows = split_speakers(corpus.table) if judged == SPEAKERS else split_fold(corpus.table, judged)
+    if (saved := output / f"{name}.keras").is_file():
+        return storage.load_network(saved), rows
+    seed = settings.seed if judged == SPEAKERS else settings.seed + judged
+    return train_voice(replace(settings, name=name, seed=seed), corpus, learnt, output, minutes).network, rows
+
+
+def split_fold(table: pd.DataFrame, judged: int) -> tuple[np.ndarray, np.ndarray]:
+    """Rows to learn from and rows to judge, of a fold of pages."""
+    fold = folds(table)
+    return training_rows(table, fold, judged), np.flatnonzero(fold == judged)
+
+
+def split_speakers(table: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
+    """The same with a fifth of the named speakers left out, judged on systems that are learnt from."""
+    names = np.random.default_rng(0).permutation(sorted(set(table["speaker"]) - {""}))
+    held = table["speaker"].isin(names[: len(names) // 5])
+    known = table["system"].isin(set(table.loc[~held, "system"]))
+    return np.flatnonzero(~held), np.flatnonzero(held & known)
+
+
+def score_channels(
+    network: keras.Model, settings: VoiceSettings, rows: np.ndarray, channels: str | Path
+) -> pd.DataFrame:
+    """Logits of these rows through every channel; a voice that a channel leaves silent is left out."""
+    parts = []
     for channel in CHANNELS:
-        heard = [_heard(voices.samples[row], channel, int(row)) for row in real]
-        some = Voices(voices.table.iloc[real].reset_index(drop=True), heard)
-        logits = np.mean([predict_logits(network, some, np.arange(len(real)), length) for network in networks], axis=0)
-        speakers = pd.Series(logits).groupby(person).mean()
-        lines[channel] = {"speakers": len(speakers), "flagged": int((speakers > threshold).sum()),
-                          "share": float((speakers > threshold).mean()), "voices": len(real),
-                          "share of voices": float((logits > threshold).mean())}
-    return pd.DataFrame(lines).T
+        voices = Voices.load(channel_file(channels, channel)).take(rows).at(settings.rate)
+        heard = np.flatnonzero([len(samples) > 0 for samples in voices.samples])
+        logits = predict_logits(network, voices, heard, settings.length)
+        parts.append(voices.table.iloc[heard].assign(row=rows[heard], channel=channel, logit=logits))
+    return pd.concat(parts, ignore_index=True)
 
 
-def _heard(samples: np.ndarray, channel: str, seed: int) -> np.ndarray:
-    if channel == "noise 15 dB":
-        samples = noisy(samples, 15, seed)
-    elif channel != "as recorded":
-        samples = recode(samples, SAMPLE_RATE, channel)
-    return to_int16(canonical(samples / np.float32(32768), SAMPLE_RATE))
+def averaged(scores: pd.DataFrame, names: Sequence[str] = MEMBERS) -> pd.DataFrame:
+    """Scores of the average of some networks: the mean of their logits.
+
+    Raises:
+        ValueError: one of them lacks a voice or channel that another has.
+    """
+    some = scores[scores["network"].isin(names)]
+    keys = [column for column in some.columns if column not in ("network", "logit")]
+    mean = some.groupby(keys, as_index=False, dropna=False)["logit"].agg(["mean", "size"])
+    if (mean["size"] != len(names)).any():
+        raise ValueError(f"expected a score of each of {', '.join(names)} for every voice and channel")
+    return mean.rename(columns={"mean": "logit"}).drop(columns="size")
 
 
-# --- the plain baseline ---------------------------------------------------------------------------------------------
+# --- the plain baseline -----------------------------------------------------------------------------------
 def lfcc_statistics(samples: np.ndarray, rate: int = SAMPLE_RATE) -> np.ndarray:
-    """Mean and deviation of 60 linear frequency cepstral coefficients over a canonical voice: float32 (120,)."""
+    """Mean and deviation of 60 LFCC over a canonical voice: float32 (120,)."""
     features = lfcc(samples, rate)
     return np.concatenate([features.mean(axis=1), features.std(axis=1)]).astype(np.float32)
 
 
-def lfcc_baseline(features: np.ndarray, voices: Voices, settings: VoiceSettings) -> pd.DataFrame:
-    """Logistic regression on :func:`lfcc_statistics` (N, 120), trained and scored on the rows of a run of ``settings``.
-
-    Families have the shares that the run gives them, both classes weigh alike.
-    """
+def lfcc_baseline(voices: Voices) -> pd.DataFrame:
+    """Logistic regression on :func:`lfcc_statistics`, on the same folds, as recorded."""
     from sklearn.linear_model import LogisticRegression
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler
 
-    rows = voices.rows("train")
-    table = voices.table.iloc[rows]
-    families = table["generator"].map(family)
-    weight = (families.map(settings.weights).fillna(1.0) / families.map(families.value_counts())).to_numpy()
-    fake = (table["label"] == FAKE).to_numpy()
-    weight = np.where(fake, weight, weight[fake].sum() / (~fake).sum())
-    used = weight > 0
-    weight = weight[used] / weight[used].mean()
-    model = make_pipeline(StandardScaler(), LogisticRegression(C=1.0, max_iter=2000))
-    model.fit(features[rows][used], fake[used], logisticregression__sample_weight=weight)
-    judged = unheard(voices, settings)
-    return voices.table.iloc[judged].assign(logit=model.decision_function(features[judged]), row=judged)
+    features = np.stack([lfcc_statistics(samples / np.float32(32768)) for samples in voices.samples])
+    labels, parts = voices.table["label"].to_numpy(), []
+    for judged in range(FOLDS):
+        learnt, rows = split_fold(voices.table, judged)
+        regression = LogisticRegression(C=0.1, max_iter=2000, class_weight="balanced")
+        model = make_pipeline(StandardScaler(), regression).fit(features[learnt], labels[learnt])
+        logits = model.decision_function(features[rows])
+        parts.append(voices.table.iloc[rows].assign(row=rows, channel=CHANNELS[0], fold=judged, logit=logits))
+    return pd.concat(parts, ignore_index=True)
+
+
+# --- figures ----------------------------------------------------------------------------------------------
+def error_rates(scores: pd.DataFrame, by: str = "page") -> pd.DataFrame:
+    """EER and AUC of each page (or channel, fold) with both classes, and of all, with 95 % intervals.
+
+    Intervals resample the voices of a page, and whole pages for all.
+    """
+    groups = {name: some for name, some in scores.groupby(by, sort=False) if some["label"].nunique() == 2}
+    lines = {name: _error_rate(some, some["page"] if by != "page" else None) for name, some in groups.items()}
+    return pd.DataFrame({**lines, "all": _error_rate(scores, scores["page"])}).T
+
+
+def _error_rate(some: pd.DataFrame, groups: pd.Series | None) -> dict:
+    labels, chances = some["label"].to_numpy(), sigmoid(some["logit"].to_numpy())
+    low, high = bootstrap_interval(equal_error_rate, labels, chances, groups, rounds=300)
+    return {
+        "spoofed": int(labels.sum()),
+        "bona fide": int((labels == REAL).sum()),
+        "EER": equal_error_rate(labels, chances),
+        "low": low,
+        "high": high,
+        "AUC": auc(labels, chances),
+    }
+
+
+def recall(scores: pd.DataFrame, alarms: float = 0.05) -> pd.DataFrame:
+    """Recall of each system at the threshold that flags a share ``alarms`` of all bona fide voices."""
+    threshold = float(np.quantile(scores.loc[scores["label"] == REAL, "logit"], 1 - alarms))
+    found = scores.loc[scores["label"] == FAKE, "logit"] > threshold
+    return _shares(found, scores["system"].reindex(found.index))
+
+
+def false_alarms(scores: pd.DataFrame, line: tuple[float, float], by: str) -> pd.DataFrame:
+    """Share of bona fide voices over one half after the calibration ``line``, by ``page`` or ``channel``."""
+    over = line[0] * scores.loc[scores["label"] == REAL, "logit"] + line[1] > 0
+    return _shares(over, scores[by].reindex(over.index))
+
+
+def _shares(hits: pd.Series, names: pd.Series) -> pd.DataFrame:
+    """Shares of each name and of all, with 95 % intervals (Wilson 1927)."""
+    groups = {**dict(list(hits.groupby(names, sort=False))), "all": hits}
+    lines, z = {}, 1.96
+    for name, some in groups.items():
+        count, share = len(some), float(some.mean())
+        middle, spread = (
+            share + z**2 / (2 * count),
+            z * np.sqrt((share * (1 - share) + z**2 / (4 * count)) / count),
+        )
+        low, high = (np.array([middle - spread, middle + spread]) / (1 + z**2 / count)).clip(0, 1)
+        lines[name] = {"voices": count, "share": share, "low": low, "high": high}
+    return pd.DataFrame(lines).T
+
+
+def careful_line(
+    scores: pd.DataFrame, alarms: float = 0.05, any_channel: float = 0.10
+) -> tuple[float, float]:
+    """Scale and shift that make logits log odds, moved until bona fide voices rarely lie over one half.
+
+    The scale is Platt's on the folds. No more than a share ``alarms`` of bona fide voices lies over one half as
+    recorded, and no more than ``any_channel`` through any one channel.
+    """
+    scale, _ = fit_line(scores["label"], scores["logit"])
+    real = scores[scores["label"] == REAL]
+    shares = {channel: alarms if channel == CHANNELS[0] else any_channel for channel in CHANNELS}
+    half = max(np.quantile(some["logit"], 1 - shares[channel]) for channel, some in real.groupby("channel"))
+    return scale, float(-scale * half)
+
+
+def tables(scores: pd.DataFrame, line: tuple[float, float]) -> dict[str, pd.DataFrame]:
+    """What :func:`judge_folds` found for the average of the members, by what each table shows.
+
+    Args:
+        line: of ``detector.json``, for the false alarms.
+    """
+    shipped = averaged(scores)
+    of_pages, known = shipped[shipped["fold"] >= 0], shipped[shipped["fold"] < 0]
+    recorded = of_pages[of_pages["channel"] == CHANNELS[0]]
+    alone = scores[(scores["fold"] >= 0) & (scores["channel"] == CHANNELS[0])]
+    networks = {name: error_rates(some).loc["all"] for name, some in alone.groupby("network")}
+    return {
+        "EER": error_rates(recorded),
+        "EER through": error_rates(of_pages, "channel").drop(index="all"),
+        "EER of": pd.DataFrame(networks).T,
+        "EER, known systems, unknown speakers": error_rates(known[known["channel"] == CHANNELS[0]]).loc[
+            ["all"]
+        ],
+        "recall at 5 % false alarms": recall(recorded),
+        "over one half": false_alarms(recorded, line, "page"),
+        "over one half through": false_alarms(of_pages, line, "channel").drop(index="all"),
+    }
+
+
+def figures(scores: pd.DataFrame, line: tuple[float, float]) -> list[dict]:
+    """The same as entries of ``models/results.json``: ``voice/TABLE/ROW``."""
+    entries = []
+    for name, table in tables(scores, line).items():
+        split = "speakers not heard" if "known" in name else "five folds; neither page nor system heard"
+        for row, value in table[table.columns.intersection(["EER", "share"])[0]].items():
+            interval = table.at[row, "low"], table.at[row, "high"]
+            entries.append(
+                result(
+                    f"voice/{name}/{row}",
+                    value,
+                    interval,
+                    data="voices",
+                    split=split,
+                    command=COMMAND,
+                    seed=0,
+                )
+            )
+    return entries

@@ -9,7 +9,7 @@ from keras import layers, ops
 from ..blocks import VOICE_OUTPUTS, concat, leaky_dense, normalize, projected_side, registered
 
 
-# --- the voice and fusion networks of the study ------------------------------------------------------------
+# --- the voice and fusion networks of the study -----------------------------------------------------------
 @registered
 class MinPooling1D(layers.Layer):
     """The smallest value under a window that moves by one step: (n, time, channels) -> the same shape."""
@@ -72,11 +72,13 @@ def voice_cnn(as_run: bool = False, normalization: str = "batch") -> keras.Model
         x = layers.Dropout(0.8)(layers.Dense(512, activation="relu")(x))
     outputs = {"embedding": leaky_dense(x, VOICE_OUTPUTS["embedding"], "embedding")}
     for name, c in {"side1": c1, "side2": c2, "side3": c3}.items():
-        outputs[name] = projected_side(layers.GlobalMaxPooling1D()(c), VOICE_OUTPUTS[name], name, normalization)
+        outputs[name] = projected_side(
+            layers.GlobalMaxPooling1D()(c), VOICE_OUTPUTS[name], name, normalization
+        )
     return keras.Model(samples, outputs, name="voice_cnn")
 
 
-# --- the voice network that replaces the study's -----------------------------------------------------------
+# --- the voice network that replaces the study's ----------------------------------------------------------
 @registered
 class LogSpectrogram(layers.Layer):
     """Samples (n, T) at `sample_rate` -> log spectrogram (n, frames, bands, 1), in float32 inside any policy.
@@ -85,7 +87,7 @@ class LogSpectrogram(layers.Layer):
     kind: "mel" (triangles of height 1 on the HTK mel scale), "linear" (the log power of every FFT bin:
         fft_length // 2 + 1 bands, `bands` is not used) or "lfcc" (linear frequency cepstral coefficients:
         DCT-II of the log of `bands` linear triangles; Sahidullah et al. 2015).
-    standardize: "band" (each band to mean 0 and deviation 1 over the clip, which removes level and microphone),
+    standardize: "band" (each band to mean 0 and deviation 1 over the clip: no level, no microphone),
         "clip" (one mean and deviation for all bands) or "none".
     `floor` is added to the power before the log.
     """
@@ -143,7 +145,7 @@ class LogSpectrogram(layers.Layer):
 
 
 def filter_bank(kind: str, bands: int, sample_rate: int, fft_length: int) -> np.ndarray:
-    """Overlapping triangles of height 1, evenly spaced in mel (HTK) or hertz: float32 (fft_length // 2 + 1, bands)."""
+    """Overlapping triangles, evenly spaced in mel (HTK) or hertz: float32 (fft_length // 2 + 1, bands)."""
     top = sample_rate / 2
     if kind == "mel":
         edges = 700 * (10 ** (np.linspace(0, 2595 * np.log10(1 + top / 700), bands + 2) / 2595) - 1)
@@ -165,12 +167,14 @@ def _cosines(size: int) -> np.ndarray:
 
 @registered
 class SpecAugment(layers.Layer):
-    """In training, zeroes `masks` random stretches of time and of bands (Park et al. 2019): (n, time, bands, channels).
+    """In training, zeroes `masks` random stretches of time and of bands (Park et al. 2019).
 
     A stretch is up to `time` or `bands` (shares of the whole, 0..1) wide. Does nothing at inference.
     """
 
-    def __init__(self, time: float = 0.15, bands: float = 0.15, masks: int = 2, seed: int | None = None, **kwargs):
+    def __init__(
+        self, time: float = 0.15, bands: float = 0.15, masks: int = 2, seed: int | None = None, **kwargs
+    ):
         super().__init__(**kwargs)
         self.time, self.bands, self.masks = time, bands, masks
         self.random = keras.random.SeedGenerator(seed)
@@ -205,42 +209,145 @@ def voice_inception(
     dropout: float = 0.5,
     standardize: str = "band",
     floor: float = 1e-6,
+    attentive: bool = False,
 ) -> keras.Model:
-    """A small inception network on spectrograms of a voice at 16 kHz: (samples,) -> the outputs of `voice_cnn`.
+    """A small inception network on spectrograms of a voice at 16 kHz, with the outputs of `voice_cnn`.
 
-    Each of `kinds` of `LogSpectrogram` has a tower of its own: a 5 x 5 convolution, then three stages of two
-    inception blocks with 2, 4 and 8 times `width` channels. The sides are global maxima of the stages through
-    a dense layer; the embedding reads them and the pooled last stage, so that its head trains all of them.
+    Each of `kinds` of `LogSpectrogram` has a tower of its own: a 5 x 5 convolution (at every second band if
+    there are over 128), then three stages of two inception blocks with 2, 4 and 8 times `width` channels. The
+    sides are global maxima of the stages through a dense layer; the embedding reads them and the pooled last
+    stage, so that its head trains all of them.
+    attentive: a channel says in which band a value lies, and mean and deviation over time, weighted by
+        attention, are pooled too (Okabe et al. 2018).
     """
     waveform = keras.Input((samples,), name="samples")
     pooled, stages = [], {"side1": [], "side2": [], "side3": []}
     for kind in kinds:
-        x = SpecAugment()(LogSpectrogram(kind, standardize=standardize, floor=floor, name=f"log_{kind}")(waveform))
-        x = _normalized_conv(x, width, 5, normalization)
+        x = SpecAugment()(
+            LogSpectrogram(kind, standardize=standardize, floor=floor, name=f"log_{kind}")(waveform)
+        )
+        x = BandPosition()(x) if attentive else x
+        x = _normalized_conv(x, width, 5, normalization, strides=(1, 2) if x.shape[2] > 128 else 1)
         for number, name in enumerate(stages):
             x = layers.MaxPooling2D(2, padding="same")(x)
             for _ in range(2):
                 x = spectrogram_block(x, width * 2 ** (number + 1), normalization)
             stages[name].append(layers.GlobalMaxPooling2D()(x))
         pooled.append(layers.GlobalAveragePooling2D()(x))
+        if attentive:
+            pooled.append(_attentive_statistics(x))
     sides = {
-        name: projected_side(_join(parts), VOICE_OUTPUTS[name], name, normalization) for name, parts in stages.items()
+        name: projected_side(_join(parts), VOICE_OUTPUTS[name], name, normalization)
+        for name, parts in stages.items()
     }
     x = layers.Dropout(dropout)(concat(*pooled, *sides.values()))
     outputs = {"embedding": leaky_dense(x, VOICE_OUTPUTS["embedding"], "embedding"), **sides}
     return keras.Model(waveform, outputs, name="voice_inception")
 
 
+@registered
+class CompressedSpectrum(layers.Layer):
+    """Samples (n, T) -> complex spectrum with magnitudes to the power of 0.3: (n, bands, frames, 2).
+
+    Peak 1 first; Hann windows of 320 samples every 160, edges mirrored by 80: the input of Distill-MOS.
+    """
+
+    def __init__(self, **kwargs):
+        super().__init__(autocast=False, **kwargs)
+
+    def call(self, samples):
+        x = ops.cast(samples, "float32")
+        x = x / (ops.max(ops.abs(x), axis=1, keepdims=True) + 1e-8)
+        x = ops.pad(x, ((0, 0), (80, 80)), mode="reflect")
+        real, imaginary = ops.stft(x, 320, 160, 320, center=False)
+        magnitude = ops.maximum(ops.sqrt(ops.square(real) + ops.square(imaginary)), 1e-12)
+        gain = magnitude**-0.7
+        return ops.cast(
+            ops.transpose(ops.stack([real * gain, imaginary * gain], -1), (0, 2, 1, 3)), self.compute_dtype
+        )
+
+    def compute_output_shape(self, input_shape):
+        return (input_shape[0], 161, input_shape[1] // 160, 2)
+
+
+@registered
+class MeanAndDeviation(layers.Layer):
+    """Over time: (n, bands, time, channels) -> (n, 2 * bands * channels)."""
+
+    def call(self, x):
+        x = ops.cast(x, "float32")
+        count = x.shape[2]
+        mean = ops.mean(x, axis=2)
+        variance = ops.sum(ops.square(x - mean[:, :, None]), axis=2) / (count - 1)
+        both = ops.stack([mean, ops.sqrt(variance + 1e-12)], axis=1)
+        return ops.reshape(both, (-1, 2 * x.shape[1] * x.shape[3]))
+
+    def compute_output_shape(self, input_shape):
+        return (input_shape[0], 2 * input_shape[1] * input_shape[3])
+
+
+def voice_quality(samples: int = 64600, heard: int = 48000) -> keras.Model:
+    """The convolutions of Distill-MOS (Stahl and Gamper 2025), judge of speech quality, with an "embedding".
+
+    Its weights (MIT, package distillmos 0.9.1: `cnn.cnn.0` to `cnn.cnn.10`) were distilled from a judge on
+    wav2vec 2.0 XLS-R and stay as they are. The embedding: mean and deviation of the last maps over time. The
+    middle `heard` samples are heard.
+    """
+    waveform = keras.Input((samples,), name="samples")
+    edge = (samples - heard) // 2
+    x = layers.Cropping1D((edge, samples - heard - edge))(layers.Reshape((samples, 1))(waveform))
+    x = CompressedSpectrum()(layers.Reshape((heard,))(x))
+    for number, filters in enumerate((64, 64, 128, 256, 256, 256)):
+        x = layers.ZeroPadding2D((0, 1))(x)
+        x = layers.Conv2D(filters, 3, (2 if number else 1, 2 if number == 5 else 1), name=f"conv{number}")(x)
+        x = layers.LeakyReLU(negative_slope=0.1)(x)
+    return keras.Model(waveform, {"embedding": MeanAndDeviation(name="embedding")(x)}, name="voice_quality")
+
+
+@registered
+class BandPosition(layers.Layer):
+    """A second channel with the place of each band, -1..1: (n, time, bands, 1) -> (n, time, bands, 2)."""
+
+    def call(self, x):
+        place = ops.cast(np.linspace(-1, 1, x.shape[2])[None, None, :, None], x.dtype)
+        return ops.concatenate([x, ops.broadcast_to(place, ops.shape(x))], axis=-1)
+
+    def compute_output_shape(self, input_shape):
+        return (*input_shape[:-1], 2 * input_shape[-1])
+
+
+@registered
+class Statistics(layers.Layer):
+    """Weighted mean and deviation over time: (n, time, channels) twice -> (n, 2 * channels)."""
+
+    def call(self, x, weight):
+        x, weight = ops.cast(x, "float32"), ops.softmax(ops.cast(weight, "float32"), axis=1)
+        mean = ops.sum(weight * x, axis=1)
+        variance = ops.sum(weight * ops.square(x - mean[:, None]), axis=1)
+        return ops.cast(ops.concatenate([mean, ops.sqrt(variance + 1e-5)], axis=-1), self.compute_dtype)
+
+    def compute_output_shape(self, x_shape, weight_shape):
+        return (x_shape[0], 2 * x_shape[-1])
+
+
+def _attentive_statistics(x):
+    """(n, time, bands, channels): one weight for each band and channel, then statistics over time."""
+    x = layers.DepthwiseConv2D((1, x.shape[2]), use_bias=False)(x)
+    x = layers.ReLU()(normalize(layers.Reshape((x.shape[1], x.shape[3]))(x), "batch"))
+    return Statistics()(x, layers.Dense(x.shape[2])(layers.Dense(64, activation="tanh")(x)))
+
+
 def _join(parts):
     return concat(*parts) if len(parts) > 1 else parts[0]
 
 
-def _normalized_conv(x, filters: int, size: int, normalization: str):
-    return layers.ReLU()(normalize(layers.Conv2D(filters, size, padding="same", use_bias=False)(x), normalization))
+def _normalized_conv(x, filters: int, size: int, normalization: str, strides=1):
+    x = layers.Conv2D(filters, size, strides, padding="same", use_bias=False)(x)
+    return layers.ReLU()(normalize(x, normalization))
 
 
 def spectrogram_block(x, filters: int, normalization: str):
-    """Four branches of a quarter of `filters` each: 1 x 1; 3 x 3; two 3 x 3; 3 x 3 maximum (Szegedy et al. 2016)."""
+    """Four branches of `filters / 4` each: 1 x 1; 3 x 3; two 3 x 3; 3 x 3 maximum (Szegedy et al. 2016)."""
     conv = partial(_normalized_conv, filters=filters // 4, normalization=normalization)
     three, five = conv(x, size=1), conv(x, size=1)
     return concat(

@@ -1,25 +1,29 @@
 """From a clip to its voice: samples at a known rate, made alike in level, band and edges; spectrograms.
 
 Sound is read through moviepy's ffmpeg, which also resamples. ``AudioFileClip(path, fps=...)`` is not used:
-``to_soundarray`` returns a constant on moviepy 2.2 and fails on 1.0.3 with numpy 2, and taking every n-th sample, as
-it does for a lower rate, folds what lies above the new band back into it.
+``to_soundarray`` returns a constant on moviepy 2.2 and fails on 1.0.3 with numpy 2, and taking every n-th
+sample, as it does for a lower rate, folds what lies above the new band back into it.
 """
 
 import math
+from dataclasses import dataclass
 from fractions import Fraction
 
 import numpy as np
 from scipy import fft, signal
 
 from ..media.sound import REFERENCE_RATE, REFERENCE_SAMPLES, SAMPLE_RATE
+from . import speech
 
 WINDOW_SAMPLES = 64600  # 4.04 s, the input of RawNet2 and AASIST
 SILENCE = 10 ** (-60 / 20)  # peak of full scale (−60 dBFS)
 SPEECH_LEVEL = 10 ** (-26 / 20)  # RMS of full scale (−26 dBov, as ITU-T P.56 material is played)
+MOST = 8  # windows of a voice that are scored, evenly spread
+MARGIN_S = 0.25  # kept before the first and after the last speech
 LOUDEST_TO_EDGE = 10 ** (-35 / 20)  # an edge frame this far under the loudest frame is silence
 
 
-# --- making voices alike --------------------------------------------------------------------------------------------
+# --- making voices alike ------------------------------------------------------------------------------------
 def to_mono(samples: np.ndarray, sample_rate: int, target_rate: int = SAMPLE_RATE) -> np.ndarray:
     """One channel at ``target_rate``.
 
@@ -45,7 +49,9 @@ def to_mono(samples: np.ndarray, sample_rate: int, target_rate: int = SAMPLE_RAT
     if sample_rate == target_rate or not len(mono):
         return mono
     ratio = Fraction(target_rate / sample_rate).limit_denominator(2000)
-    return signal.resample_poly(mono, ratio.numerator, ratio.denominator, window=("kaiser", 8.0)).astype(np.float32)
+    return signal.resample_poly(mono, ratio.numerator, ratio.denominator, window=("kaiser", 8.0)).astype(
+        np.float32
+    )
 
 
 def _to_float(samples: np.ndarray) -> np.ndarray:
@@ -66,8 +72,8 @@ def is_silent(samples: np.ndarray) -> bool:
 def canonical(samples: np.ndarray, rate: int) -> np.ndarray:
     """A voice without what tells recordings, files or generators apart for the wrong reason.
 
-    Band 60 Hz to 0.45 × rate (DC, hum and the edges of resamplers go), silence at both ends cut off, RMS −26 dBFS.
-    The same for bona fide and spoofed speech, in training and in scoring: silence, level and file format alone
+    Band 60 Hz to 0.45 × rate (no DC, hum or edges of resamplers), silence at both ends cut off, RMS −26 dBFS.
+    The same for both classes, in training and in scoring: silence, level and file format alone
     separate the classes of some data sets (Müller et al. 2021).
 
     Args:
@@ -100,12 +106,12 @@ def _voiced_span(samples: np.ndarray, rate: int) -> tuple[int, int]:
     return loud[0] * frame, (loud[-1] + 1) * frame
 
 
-def windows(samples: np.ndarray, length: int = WINDOW_SAMPLES, most: int = 8) -> np.ndarray:
+def windows(samples: np.ndarray, length: int = WINDOW_SAMPLES, most: int = MOST) -> np.ndarray:
     """Windows of one length that cover a voice: a long one is split evenly, a short one repeated.
 
     Args:
         samples: (T,), not empty.
-        most: no more windows than this, evenly spread, so that a long clip costs no more than half a minute of sound.
+        most: no more windows than this, evenly spread: half a minute of sound at most.
 
     Returns:
         (n, length); one after the other, overlapping as far as needed for the last to end with the voice.
@@ -115,31 +121,73 @@ def windows(samples: np.ndarray, length: int = WINDOW_SAMPLES, most: int = 8) ->
     return np.stack([samples[start : start + length] for start in window_starts(len(samples), length, most)])
 
 
-def window_starts(found: int, length: int = WINDOW_SAMPLES, most: int = 8) -> np.ndarray:
-    """Where :func:`windows` of a voice of ``found`` samples start, in samples: int (n,)."""
-    count = min(-(-found // length), most)
+def window_starts(found: int, length: int = WINDOW_SAMPLES, most: int | None = MOST) -> np.ndarray:
+    """Where windows of a voice of ``found`` samples start: int (n,). ``most`` None: as many as cover it."""
+    count = -(-found // length) if most is None else min(-(-found // length), most)
     return np.linspace(0, max(found - length, 0), count).round().astype(int)
 
 
-def network_windows(samples: np.ndarray, sample_rate: int, reference: bool = False) -> np.ndarray | None:
+@dataclass(frozen=True)
+class Heard:
+    """A voice as a network hears it.
+
+    Attributes:
+        samples: the canonical voice from the first to the last speech, float32 (T,). rate: of it, in Hz.
+        start_s: where it starts in the recording, in s.
+        starts: where the windows with speech start in ``samples``, int (n,).
+        windows: float32 (n, length).
+    """
+
+    samples: np.ndarray
+    rate: int
+    start_s: float
+    starts: np.ndarray
+    windows: np.ndarray
+
+
+def hear(samples: np.ndarray, sample_rate: int, reference: bool = False) -> Heard | None:
     """What a voice network takes, from samples of any rate (see :func:`to_mono`).
 
     Args:
-        reference: for the study's network, (n, 30000, 1) at 8 kHz, else (n, 64600) at 16 kHz.
+        reference: for the study's network, windows of 30,000 samples at 8 kHz, else of 64,600 at 16 kHz.
 
     Returns:
-        float32 windows of the canonical voice, or None when it is silent.
+        None if there is less than a second of speech. A window with under half a second of it is left out.
     """
-    rate = REFERENCE_RATE if reference else SAMPLE_RATE
-    mono = to_mono(samples, sample_rate, rate)
-    if is_silent(mono):
+    mono = to_mono(samples, sample_rate)
+    spoken = np.zeros(0, bool) if is_silent(mono) else speech.speech_frames(mono)
+    if speech.seconds_of_speech(spoken) < speech.LEAST_S:
         return None
-    voice = canonical(mono, rate)
-    return windows(voice, REFERENCE_SAMPLES)[..., None] if reference else windows(voice)
+    first, last = np.flatnonzero(spoken)[[0, -1]] + (0, 1)
+    before_s = max(first * speech.FRAME / SAMPLE_RATE - MARGIN_S, 0)
+    after_s = last * speech.FRAME / SAMPLE_RATE + MARGIN_S
+    rate, length = (REFERENCE_RATE, REFERENCE_SAMPLES) if reference else (SAMPLE_RATE, WINDOW_SAMPLES)
+    mono = to_mono(samples, sample_rate, rate)[round(before_s * rate) : round(after_s * rate)]
+    voice, start_s = canonical_from(mono, rate)
+    start_s += before_s
+    starts = window_starts(len(voice), length, most=None)
+    spoken_s = np.array([_spoken_s(spoken, start_s + start / rate, length / rate) for start in starts])
+    starts = starts[spoken_s >= min(speech.LEAST_WINDOW_S, spoken_s.max())]
+    starts = starts[np.unique(np.linspace(0, len(starts) - 1, MOST).round().astype(int))]
+    return Heard(
+        voice,
+        rate,
+        start_s,
+        starts,
+        np.stack([np.resize(voice[start : start + length], length) for start in starts]),
+    )
 
 
-# --- spectrograms ---------------------------------------------------------------------------------------------------
-def log_power(samples: np.ndarray, rate: int, fft_length: int = 512, hop: int = 160) -> tuple[np.ndarray, ...]:
+def _spoken_s(spoken: np.ndarray, start_s: float, length_s: float) -> float:
+    """Speech between two times, in s, by frames of 32 ms."""
+    first, last = (round(time * SAMPLE_RATE / speech.FRAME) for time in (start_s, start_s + length_s))
+    return speech.seconds_of_speech(spoken[first:last])
+
+
+# --- spectrograms -------------------------------------------------------------------------------------------
+def log_power(
+    samples: np.ndarray, rate: int, fft_length: int = 512, hop: int = 160
+) -> tuple[np.ndarray, ...]:
     """Short-time power spectrum in dB relative to its loudest bin, floor −80 dB (Hann windows, centred).
 
     Returns:
@@ -149,8 +197,10 @@ def log_power(samples: np.ndarray, rate: int, fft_length: int = 512, hop: int = 
     return levels, np.arange(levels.shape[1]) * hop / rate, np.linspace(0, rate / 2, fft_length // 2 + 1)
 
 
-def log_mel(samples: np.ndarray, rate: int, bands: int = 80, fft_length: int = 512, hop: int = 160) -> tuple[np.ndarray, ...]:
-    """The same in ``bands`` mel bands (librosa's): levels (bands, frames), times in s, centre frequencies in Hz."""
+def log_mel(
+    samples: np.ndarray, rate: int, bands: int = 80, fft_length: int = 512, hop: int = 160
+) -> tuple[np.ndarray, ...]:
+    """In ``bands`` mel bands (librosa's): levels (bands, frames), times in s, centre frequencies in Hz."""
     import librosa
 
     power = librosa.filters.mel(sr=rate, n_fft=fft_length, n_mels=bands) @ _power(samples, fft_length, hop)
@@ -158,8 +208,10 @@ def log_mel(samples: np.ndarray, rate: int, bands: int = 80, fft_length: int = 5
     return _decibels(power), np.arange(power.shape[1]) * hop / rate, centres
 
 
-def lfcc(samples: np.ndarray, rate: int, bands: int = 20, fft_length: int = 512, hop: int = 160) -> np.ndarray:
-    """Linear frequency cepstral coefficients with their first and second differences (Sahidullah et al. 2015).
+def lfcc(
+    samples: np.ndarray, rate: int, bands: int = 20, fft_length: int = 512, hop: int = 160
+) -> np.ndarray:
+    """Linear frequency cepstral coefficients and two differences of them (Sahidullah et al. 2015).
 
     The front end of the ASVspoof baseline: log energy in ``bands`` evenly spaced triangles, DCT-II.
 
@@ -175,12 +227,16 @@ def lfcc(samples: np.ndarray, rate: int, bands: int = 20, fft_length: int = 512,
 def triangular_filters(edges: np.ndarray, rate: int, fft_length: int) -> np.ndarray:
     """Overlapping triangles of height 1 between ``edges`` (bands + 2,) in Hz: (bands, fft_length / 2 + 1)."""
     frequencies = np.linspace(0, rate / 2, fft_length // 2 + 1)
-    return np.stack([np.interp(frequencies, edges[i : i + 3], (0, 1, 0), 0, 0) for i in range(len(edges) - 2)])
+    return np.stack(
+        [np.interp(frequencies, edges[i : i + 3], (0, 1, 0), 0, 0) for i in range(len(edges) - 2)]
+    )
 
 
 def _power(samples: np.ndarray, fft_length: int, hop: int) -> np.ndarray:
     """(fft_length / 2 + 1, frames)."""
-    padded = np.pad(samples, fft_length // 2, mode="reflect" if len(samples) > fft_length // 2 else "constant")
+    padded = np.pad(
+        samples, fft_length // 2, mode="reflect" if len(samples) > fft_length // 2 else "constant"
+    )
     frames = np.lib.stride_tricks.sliding_window_view(padded, fft_length)[::hop]
     return np.square(np.abs(fft.rfft(frames * signal.get_window("hann", fft_length), axis=1))).T
 

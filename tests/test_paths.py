@@ -65,7 +65,8 @@ def bare_python(tmp_path_factory):
 
 def run_first_cell(python, folder, ending):
     cells = json.loads(push.notebooks()[push.SUBMISSION].read_text())["cells"]
-    cell = "".join(next(cell["source"] for cell in cells if cell["cell_type"] == "code"))
+    code = ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"]
+    cell = "\n".join(code[:2])  # find the package, prepare
     env = {name: value for name, value in os.environ.items() if not name.startswith(("PYTHONPATH", "PIP"))}
     (folder / "working").mkdir(exist_ok=True)
     return subprocess.run([python, "-c", f"{cell}\n{ending}"], cwd=folder / "working", capture_output=True, text=True,
@@ -80,9 +81,11 @@ def test_first_cell_finds_the_package(bare_python, layout, tmp_path):
     assert done.stdout.strip() == str(folder / "models"), done.stderr
 
 
-def test_first_cell_says_what_is_missing(bare_python, tmp_path):
+def test_without_the_package_the_first_cell_stops_as_the_text_above_it_says(bare_python, tmp_path):
     (tmp_path / "input").mkdir()
-    assert "attach the data set that `python -m kaggle_utils push` uploads" in run_first_cell(bare_python, tmp_path, "").stderr
+    cells = json.loads(push.notebooks()[push.SUBMISSION].read_text())["cells"]
+    assert "stops with `StopIteration`, attach" in "".join(cells[1]["source"])
+    assert "StopIteration" in run_first_cell(bare_python, tmp_path, "").stderr
 
 
 def test_first_cell_installs_the_wheels(bare_python, tmp_path):

