@@ -241,7 +241,9 @@ def run_train(options: argparse.Namespace) -> None:
     """Train one network as notebooks 04 and 05 do."""
     paths.prepare()
     output = options.output or paths.working_folder() / "training"
-    if options.branch == "face":
+    if options.branch == "face" and options.name == "correction":
+        from .face.correction import run_correction as run
+    elif options.branch == "face":
         from .face.training import run_face as run
     else:
         from .voice.training import run_voice as run

@@ -18,7 +18,7 @@ FLOORS = [
     ["voice.speech", "voice.signal", "voice.augment", "voice.corpus", "voice.data", "voice.channels",
      "voice.training", "voice.evaluation"],
     ["fusion.rules", "fusion.training"],
-    ["extraction", "submission", "face.preparation", "face.outside"],
+    ["extraction", "submission", "face.preparation", "face.outside", "face.correction"],
     ["detector"],
     ["plots", "explain", "report", "kaggle.push"],
     ["__main__"],
