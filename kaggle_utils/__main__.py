@@ -218,15 +218,6 @@ def run_train(options: argparse.Namespace) -> None:
     sys.exit(recipes(["train", *options.arguments]))
 
 
-def run_prepare(options: argparse.Namespace) -> None:
-    """Cut faces for training."""
-    from recipes.face import preparation
-
-    output = options.output or paths.working_folder() / f"{options.what}_faces"
-    table = getattr(preparation, f"prepare_{options.what}")(options.folder, output)
-    print(f"{output}: {len(table)} faces, {table['label'].isin(['REAL', 0]).sum()} of them REAL")
-
-
 def run_results(options: argparse.Namespace) -> None:
     """Fill the marked places of README and model cards and print the files that changed."""
     from .results import fill

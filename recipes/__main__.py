@@ -82,7 +82,9 @@ def prepare_faces(options: argparse.Namespace) -> None:
 
 def train_network(options: argparse.Namespace) -> None:
     """Train one of the named runs."""
-    if options.branch == "face":
+    if options.branch == "face" and options.name == "correction":
+        from .face.correction import run_correction as run
+    elif options.branch == "face":
         from .face.training import run_face as run
     else:
         from .voice.training import run_voice as run

@@ -14,6 +14,7 @@ from kaggle_utils.face import data as face_data
 from kaggle_utils.face import landmarks
 from kaggle_utils.face.data import Faces
 from kaggle_utils.kaggle import paths
+from recipes.face import correction
 from recipes.face import evaluation as face_evaluation
 from recipes.face import training as face_training
 from recipes.face.training import FaceSettings
@@ -321,3 +322,24 @@ def test_qualities_keep_the_size_and_change_the_picture(faces):
         changed = worse(crop)
         assert changed.shape == crop.shape and changed.dtype == np.uint8
         assert np.array_equal(changed, crop) == (name == "as it is")
+
+
+def test_a_correction_moves_other_sources_and_leaves_dfdc():
+    random = np.random.default_rng(0)
+    other, still = random.normal(0, 1, (400, 8)).astype("float32"), random.normal(0, 1, (400, 8)).astype("float32")
+    other[:, 0] = np.repeat([-1, 1], 200) + random.normal(0, 0.3, 400)
+    still[:, 0] = random.normal(0, 0.05, 400)
+    labels = np.repeat([0.0, 1.0], 200)
+    slope, bias = correction.fit_correction(other, labels, np.zeros(400), np.ones(400), still, 0.01, 10.0)
+    assert metrics.auc(labels, metrics.sigmoid(other @ slope + bias)) > 0.95 and np.abs(still @ slope + bias).mean() < 0.2
+
+
+def test_statistics_leave_a_network_as_it_is_until_they_are_fitted(tmp_path):
+    network = face_training.build_face_network(replace(TINY, network="efficientnet_lite"))
+    pictures = np.random.default_rng(0).uniform(0, 255, (2, 32, 32, 3)).astype("float32")
+    before = np.asarray(network(pictures)["logit"])
+    width = correction.read_statistics(network)(pictures)[0].shape[1]
+    corrected = correction._with_correction(network, np.zeros(width), np.ones(width), np.zeros(width), 0.5)
+    storage.save_network(corrected, tmp_path / "face.keras", "float32")
+    again = storage.load_network(tmp_path / "face.keras")
+    np.testing.assert_allclose(np.asarray(again(pictures)["logit"]), before + 0.5, atol=1e-4)

@@ -1,7 +1,5 @@
 """Batches for training a face network: half real, half fakes that are labelled, self-blended or reconstruction twins."""
 
-from typing import TYPE_CHECKING
-
 import cv2
 import keras
 import numpy as np
@@ -11,9 +9,6 @@ from kaggle_utils.face.data import Faces
 from kaggle_utils.face.landmarks import face_mask
 
 from .twins import TWIN_SHAPES, as_delivered, put_back
-
-if TYPE_CHECKING:
-    from .training import FaceSettings
 
 LABELLED, BLENDED, TWIN = range(3)  # kinds of fakes
 DFDC, ELSEWHERE = "dfdc", 2.5  # reals of other sources are made fakes so many times as often
@@ -32,10 +27,10 @@ class FaceBatches(keras.utils.PyDataset):
     """Balanced batches for :class:`augment.FaceAugment`: half REAL, half fakes, drawn anew in each epoch.
 
     What a batch holds depends on the seed, the epoch and its number alone, so that a resumed run goes on as if
-    nothing had happened. Set ``epoch`` before the epoch begins (``PlanEpochs`` does).
+    nothing had happened. ``settings`` are ``training.FaceSettings``. Set ``epoch`` before the epoch begins (``PlanEpochs`` does).
     """
 
-    def __init__(self, faces: Faces, rows: np.ndarray, settings: "FaceSettings", workers: int = 4):
+    def __init__(self, faces: Faces, rows: np.ndarray, settings, workers: int = 4):
         super().__init__(workers=workers, max_queue_size=4 * workers)
         labels = faces.table["label"].to_numpy()
         self.faces, self.settings, self.twins = faces, settings, {}

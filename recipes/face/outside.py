@@ -44,10 +44,10 @@ def evaluate_dfdc(members: dict[str, keras.Model], data: str | Path, split: str,
 
 def clip_metrics(labels: np.ndarray, logits: np.ndarray, groups: np.ndarray, line: tuple[float, float]) -> dict:
     """AUC of clips with its interval by ``groups``, recall at 5 % false alarms, and the shares over one half after ``line``."""
-    labels, logits = np.asarray(labels), np.asarray(logits)
-    low, high = bootstrap_interval(auc, labels, logits, groups)
-    over = line[0] * logits + line[1] > 0
-    return {"clips": len(labels), "auc": auc(labels, logits), "auc_low": low, "auc_high": high,
+    labels, logits = np.asarray(labels), line[0] * np.asarray(logits) + line[1]
+    low, high = bootstrap_interval(auc, labels, sigmoid(logits), groups)
+    over = logits > 0
+    return {"clips": len(labels), "auc": auc(labels, sigmoid(logits)), "auc_low": low, "auc_high": high,
             "recall": (logits[labels == FAKE] > np.quantile(logits[labels == REAL], 0.95)).mean(),
             "fake_over_half": over[labels == FAKE].mean(), "real_over_half": over[labels == REAL].mean()}
 

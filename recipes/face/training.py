@@ -413,15 +413,21 @@ def run_face(name: str, data: str | Path, output: str | Path, minutes: float | N
     """
     if name not in RUNS:
         raise ValueError(f"expected one of {', '.join(RUNS)}, found {name!r}")
-    settings, data = with_files(RUNS[name], data, output), Path(data)
+    settings = with_files(RUNS[name], data, output)
+    faces = read_sources(settings, data, cache)
+    if settings.twins:
+        options["twins"] = _twins(faces, training_rows(faces, settings), settings.seed)
+    return train_face(settings, faces, output, minutes, **options)
+
+
+def read_sources(settings: FaceSettings, data: str | Path, cache: str | Path | None = None) -> Faces:
+    """All the faces that ``settings`` name, as one table; the folds that it keeps aside have the split ``web``."""
+    data = Path(data)
     parts = [read_faces(data / "dfdc_faces", cache, settings.more_fakes)]
     parts += [read_set(data / "face_sets" / source) for source in settings.sets]
     if settings.real_frames:
         parts.append(read_real_frames(data / "real_frames"))
-    faces = keep_aside(joined(parts) if len(parts) > 1 else parts[0], settings.folds)
-    if settings.twins:
-        options["twins"] = _twins(faces, training_rows(faces, settings), settings.seed)
-    return train_face(settings, faces, output, minutes, **options)
+    return keep_aside(joined(parts) if len(parts) > 1 else parts[0], settings.folds)
 
 
 def _twins(faces: Faces, rows: np.ndarray, seed: int) -> dict[int, tuple[np.ndarray, ...]]:
