@@ -132,7 +132,7 @@ NETWORKS = {
 
 
 def build_face_network(settings: FaceSettings, policy: str = "float32") -> keras.Model:
-    """Build the network of ``settings`` with its head: pixels 0–255 (size, size, 3) -> dict with ``logit``."""
+    """The network of ``settings`` with its head: (size, size, 3) pixels 0–255 -> dict with ``logit`` (1)."""
     options = {"input_size": settings.size, **settings.network_options}
     with dtype_policy(policy):
         return blocks.with_head(NETWORKS[settings.network](**options))
