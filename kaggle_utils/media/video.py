@@ -130,7 +130,7 @@ def read_frames(path: str | Path, count: int = 10, found: Survey | None = None) 
 
 
 def spread(stamps_s: np.ndarray, count: int) -> list[int]:
-    """Indices of the frames shown at the middles of ``count`` equal parts of the time; all if there are fewer.
+    """Indices of the frames shown at the middles of ``count`` equal parts of the time, or all if fewer exist.
 
     Args:
         stamps_s: float (n,), sorted start times of the frames.
