@@ -208,7 +208,7 @@ class Detector:
             return verdict.to_dict() | {"read": extracted.asked}
 
         def unscored(name: str, reason: str) -> dict:
-            return Verdict(self.prior, warnings=[f"{name}: {reason}, the prior stands"]).to_dict()
+            return Verdict(self.prior, warnings=[f"{name}: {reason}, the score is the prior"]).to_dict()
 
         clips = clips_to_score(folder)
         fingerprint = (f"{self.fingerprint} {type(self.fuse).__name__} prior {self.prior} "
@@ -247,7 +247,7 @@ class Detector:
                    key=lambda index: logits[index], default=None)
         if main is None:
             searched = f"no face found in {len(clip.times_s)} frames, " if clip and len(clip.times_s) else ""
-            outcome = "the prior stands" if heard is None else "the voice alone decides"
+            outcome = "the score is the prior" if heard is None else "the voice alone decides"
             warnings.append(f"{path.name}: {searched}{outcome}")
         elif note := quality_note(people[main]):
             warnings.append(f"{path.name}: {note}")

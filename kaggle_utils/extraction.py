@@ -84,7 +84,7 @@ def upright(path: Path, clip: video.Frames, finder: detection.FaceFinder) -> vid
     for turn, code in LYING.items():
         found = finder([cv2.rotate(clip.images[index], code) for index in tried])
         if sum(any(face.confidence >= framing.SURE for face in faces) for faces in found) > len(tried) / 2:
-            warning = f"{path.name}: the picture lies on its side, it was turned by {turn}°"
+            warning = f"{path.name}: the picture was not upright and was rotated by {turn}°"
             return replace(clip, images=[cv2.rotate(image, code) for image in clip.images],
                            warnings=[*clip.warnings, warning])
     return None

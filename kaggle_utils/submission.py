@@ -212,8 +212,8 @@ def problems_of(submission: str | Path, expected: Iterable[str] | None = None) -
     found = {
         "rows that do not have two fields": [f"row {number}: {row}" for number, row in lines.items()
                                              if len(row) != 2],
-        "labels that are no number in [0, 1]": [f"row {number}: {label!r}" for number, label in labels.items()
-                                                if not _is_probability(label)],
+        "labels that are not numbers in [0, 1]": [f"row {number}: {label!r}" for number, label
+                                                  in labels.items() if not _is_probability(label)],
         "duplicate rows": [name for name, count in Counter(names).items() if count > 1],
         "missing rows": sorted(set(known) - set(names)),
         "extra rows": sorted(set(names) - set(known)),

@@ -160,8 +160,8 @@ def soften(mask, first_radius, second_radius, sigma):
 def inner_window(size: int, untouched: float, ramp):
     """A window that is 0 near the edges and 1 inside.
 
-    It is 0 over the outer ``untouched`` fraction of the side and rises to 1 over the next ``ramp`` (N, 1, 1,
-    1).
+    It is 0 over the outer fraction ``untouched`` of the side and rises to 1 over the next fraction ``ramp``
+    (N, 1, 1, 1).
     """
     steps = (ops.arange(size, dtype="float32") + 0.5) / size
     edge = ops.minimum(steps, 1 - steps)

@@ -36,7 +36,7 @@ def read_face_table(folder: str | Path) -> pd.DataFrame:
         for file in sorted(folder.glob("faces_*.csv"))
     ]
     if not tables:
-        raise FileNotFoundError(f"{folder}: expected faces_0.csv and its like")
+        raise FileNotFoundError(f"{folder}: expected files faces_*.csv, found none")
     table = pd.concat(tables, ignore_index=True)
     differences = pd.read_csv(folder / "pair_difference.csv").set_index("videoname")["p99"]
     stem = table["videoname"].str.removesuffix(".mp4")
@@ -64,7 +64,7 @@ def split_by_part(table: pd.DataFrame) -> pd.DataFrame:
     split[table["part"].isin(TEST_PARTS)] = "test"
     sides = split.groupby(table["group"]).nunique()
     if (torn := sides.index[sides > 1]).size:
-        raise ValueError(f"expected each original on one side with its fakes, found {list(torn[:3])} on two")
+        raise ValueError(f"expected each original and its fakes in one split, found {list(torn[:3])} in two")
     return table.assign(split=split)
 
 
@@ -97,7 +97,7 @@ def load_face_crops(folder: str | Path, table: pd.DataFrame, cache: str | Path |
         found = set().union(*pool.map(lambda archive: _unpack(archive, rows, crops), archives))
     if missing := rows.keys() - found:
         some = sorted(missing)[:3]
-        raise FileNotFoundError(f"{folder}: {len(missing)} crops of the table are in no archive, {some}")
+        raise FileNotFoundError(f"{folder}: {len(missing)} crops are missing from the archives: {some}")
     if cache is not None:
         partial = Path(cache).with_suffix(".partial.npy")
         np.save(partial, crops)
@@ -207,7 +207,7 @@ def read_faces(folder: str | Path, cache: str | Path | None = None, more: bool =
     row = pd.Series(range(len(stems)), index=stems).reindex(table["stem"])
     if (missing := row.isna() & (table["archive"] != MORE).to_numpy()).any():
         raise ValueError(f"{folder}/landmarks.npz: expected landmarks of every crop, "
-                         f"{missing.sum()} have none")
+                         f"found none for {missing.sum()}")
     points = np.concatenate([points, mean_landmarks(CROP_SIZE)[None]])[row.fillna(-1).to_numpy(int)]
     return Faces(table, load_face_crops(folder, table, cache), points)
 

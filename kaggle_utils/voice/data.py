@@ -203,8 +203,8 @@ def voices_of_clips(clips: pd.DataFrame) -> Voices:
 def folds(table: pd.DataFrame, count: int = FOLDS) -> np.ndarray:
     """The fold of each row, int (N,): a page belongs to one fold, and the folds are similar in size.
 
-    Pages are assigned in order of their number of spoofed voices, each to the fold with the fewest of them.
-    Pages without spoofed voices follow, by their number of bona fide voices.
+    Pages with spoofed voices come first, in descending order of their number, each into the fold that has the
+    fewest so far. Pages without them follow in the same way, by their number of bona fide voices.
     """
     sizes = table.groupby("page")["label"].agg(fakes="sum", reals=lambda labels: (labels == REAL).sum())
     held, chosen = np.zeros((count, 2)), {}

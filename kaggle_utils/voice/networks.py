@@ -9,7 +9,7 @@ from keras import layers, ops
 from ..blocks import VOICE_OUTPUTS, concat, leaky_dense, normalize, projected_side, registered
 
 
-# --- the voice and fusion networks of the study -------------------------------------------------------------
+# --- the study's network ------------------------------------------------------------------------------------
 @registered
 class MinPooling1D(layers.Layer):
     """Minimum pooling with a stride of one: (n, time, channels) -> the same shape."""
@@ -78,7 +78,7 @@ def voice_cnn(as_run: bool = False, normalization: str = "batch") -> keras.Model
     return keras.Model(samples, outputs, name="voice_cnn")
 
 
-# --- the voice network that replaces the study's ------------------------------------------------------------
+# --- spectrogram and quality networks -----------------------------------------------------------------------
 @registered
 class LogSpectrogram(layers.Layer):
     """Samples (n, T) at ``sample_rate`` -> log spectrogram (n, frames, bands, 1), computed in float32.

@@ -100,7 +100,7 @@ class _Tensors(pickle.Unpickler):
             return lambda storage, offset, size, stride, *_: (storage, offset, size, stride)
         if module == "torch" and name in ("FloatStorage", "LongStorage"):
             return {"FloatStorage": np.float32, "LongStorage": np.int64}[name]
-        raise pickle.UnpicklingError(f"expected tensors alone, found {module}.{name}")
+        raise pickle.UnpicklingError(f"expected only tensors, found {module}.{name}")
 
     def persistent_load(self, description):
         return description  # ("storage", dtype, key, location, length, ...)

@@ -74,7 +74,7 @@ def _recording(clone: Path, commit: str, path: str) -> np.ndarray:
     if shown.returncode:
         raise FileNotFoundError(f"{clone}: {shown.stderr.decode(errors='replace').strip()}")
     if shown.stdout.startswith(b"version https://git-lfs"):
-        raise FileNotFoundError(f"{clone}: {path} is kept by Git LFS")
+        raise FileNotFoundError(f"{clone}: {path} is stored in Git LFS")
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / f"recording{Path(path).suffix}"
         file.write_bytes(shown.stdout)
