@@ -232,7 +232,7 @@ def check_kept_aside(table: pd.DataFrame) -> None:
 
 
 def read_set(folder: str | Path) -> Faces:
-    """Read tight crops from a source other than DFDC, as ``recipes.face.preparation`` writes them.
+    """Read tight crops from a source other than DFDC, as ``preparation.prepare_stills`` writes them.
 
     ``faces_0.csv`` has the columns ``stem``, ``label`` (0, 1), ``source``, ``generator``, ``person``,
     ``clip`` (for video), ``fold``, ``split``, ``source_px`` and ``width``. ``faces_0.tar`` holds the JPEGs
