@@ -73,9 +73,8 @@ def prepare_dfdc(folder: str | Path, output: str | Path, finder: FaceFinder | No
         finder: the face detector.
 
     Returns:
-        The table: ``videoname``, ``label``, ``original``, ``part``, ``source_px``. Clips without a face are
-            left
-        out.
+        The table: ``videoname``, ``label``, ``original``, ``part``, ``source_px``; clips without a face are
+        left out.
     """
     finder, output = finder or FaceFinder(), Path(output)
     clips = read_dfdc(folder)

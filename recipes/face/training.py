@@ -279,8 +279,7 @@ def train_face(
         faces: from :func:`read_faces`, or any crops with the same columns.
         folder: gets ``NAME.checkpoint.npz`` during the run, then ``NAME.keras``, ``NAME.history.csv``,
             ``NAME.validation.csv`` (scores) and ``NAME.json`` (settings and metrics).
-        minutes: limit on the wall-clock time, with evaluation; fewer epochs are planned if they would not
-            fit.
+        minutes: limit on the wall-clock time, with evaluation; fewer epochs are planned if necessary.
         resume: resume from a checkpoint of that name if there is one.
         checkpoints: write one after each epoch.
         validate_every: epochs between validations of the averaged weights; 0: only at the end.
