@@ -1,4 +1,4 @@
-"""How the shipped weights were made and judged: ``python -m recipes COMMAND``; ``--help`` lists the commands."""
+"""Train and evaluate the shipped weights: ``python -m recipes COMMAND``; ``--help`` lists the commands."""
 
 import argparse
 import json
@@ -33,8 +33,10 @@ def _parser() -> argparse.ArgumentParser:
     corpus.set_defaults(run=build_corpus)
 
     prepare = commands.add_parser("prepare", help="cut faces for training, with landmarks")
-    prepare.add_argument("what", choices=["dfdc", "stills", "web"], help="part folders, portraits or web clips")
-    prepare.add_argument("folder", type=Path, help="DFDC's part folders with metadata.json, or research data")
+    prepare.add_argument("what", choices=["dfdc", "stills", "web"],
+                         help="DFDC part folders, still portraits or web clips")
+    prepare.add_argument("folder", type=Path,
+                         help="for dfdc: the part folders with metadata.json; otherwise the research data")
     prepare.add_argument("-o", "--output", type=Path, help="for table and crops (default: work/WHAT_faces)")
     prepare.set_defaults(run=prepare_faces)
 
@@ -46,8 +48,8 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument("-o", "--output", type=Path, help="for weights and scores (default: work/training)")
     train.set_defaults(run=train_network)
 
-    evaluate = commands.add_parser("evaluate", help="test the face networks on people and generators they never "
-                                   "met, the voice networks on unheard pages, or compare saved scores of runs")
+    evaluate = commands.add_parser("evaluate", help="test the face networks on unseen people and generators "
+                                   "or the voice networks on unseen pages, or compare saved scores of runs")
     evaluate.add_argument("what", choices=["face", "quality", "voice", "runs"])
     evaluate.add_argument("--data", type=Path, help="the folder of research data (default: $DEEPFAKE_DATA)")
     evaluate.add_argument("--models", type=Path, help="folder of weights (default: models/)")
@@ -61,7 +63,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def build_corpus(options: argparse.Namespace) -> None:
-    """Build the corpus of voices and print what is missing."""
+    """Build the corpus of voices and print the missing recordings."""
     from .voice.corpus import build
 
     output = options.output or paths.working_folder() / "voice" / "systems"
@@ -101,7 +103,7 @@ def evaluate_networks(options: argparse.Namespace) -> None:
 
 
 def _voice_tables(options: argparse.Namespace) -> dict[str, pd.DataFrame]:
-    """The voice networks on unheard pages; the figures go to ``models/results.json``."""
+    """Evaluate the voice networks on unseen pages and save the results in ``models/results.json``."""
     from .voice import evaluation
 
     line = json.loads((paths.models_folder() / "detector.json").read_text())["calibration"]["voice"]
@@ -122,19 +124,22 @@ def _quality(options: argparse.Namespace) -> dict[str, pd.DataFrame]:
     from .face import evaluation
 
     detector = Detector.load(options.models)
-    line = detector.calibration.lines["crop"]
-    return {"validation crops made worse": evaluation.by_quality(detector.face, _research_data(options), line=line)}
+    table = evaluation.by_quality(detector.face, _research_data(options),
+                                  line=detector.calibration.lines["crop"])
+    return {"degraded validation crops": table}
 
 
 def _face_tables(options: argparse.Namespace) -> dict[str, pd.DataFrame]:
     from .face import outside
 
-    detector, models, data = Detector.load(options.models), options.models or paths.models_folder(), _research_data(options)
+    detector, data = Detector.load(options.models), _research_data(options)
+    models = options.models or paths.models_folder()
     line, folds = detector.calibration.lines["crop"], models / outside.FOLDS
     return {
-        f"DFDC, {options.split}": outside.evaluate_dfdc(outside.read_members(models), data, options.split, line),
-        "clips of generators and people never met (web_faces)": outside.evaluate_folds(folds, line),
-        "real clips of the same, by kind": outside.false_alarms(folds, line),
+        f"DFDC, {options.split}": outside.evaluate_dfdc(outside.read_members(models), data, options.split,
+                                                        line),
+        "clips of unseen generators and people (web_faces)": outside.evaluate_folds(folds, line),
+        "real clips of web_faces, by kind": outside.false_alarms(folds, line),
         "whole clips": outside.evaluate_clips(detector, data),
         "still portraits": outside.evaluate_portraits(detector, data),
     }

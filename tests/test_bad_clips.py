@@ -321,7 +321,7 @@ def test_case(table, case):
     for part, warning in zip(case.warnings, warnings, strict=False):
         assert case.name in warning and part in warning
     if decided:
-        assert warnings[-1].endswith("the voice alone decides" if case.heard else "the prior stands")
+        assert warnings[-1].endswith("the voice alone decides" if case.heard else "the score is the prior")
 
 
 def test_of_forty_faces_four_are_followed(table):

@@ -84,7 +84,7 @@ def test_an_empty_folder_is_an_error(tmp_path):
 def test_split_by_part_refuses_an_original_on_two_sides():
     table = pd.DataFrame({"part": [9, 45, 48], "group": ["a", "b", "c"]})
     assert face_data.split_by_part(table)["split"].tolist() == ["train", "validation", "test"]
-    with pytest.raises(ValueError, match="one side"):
+    with pytest.raises(ValueError, match="in one split"):
         face_data.split_by_part(table.assign(group="a"))
 
 

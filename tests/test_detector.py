@@ -91,7 +91,7 @@ def test_what_can_be_neither_seen_nor_heard_gets_the_prior_and_a_reason(damaged,
     row = damaged.loc[name]
     assert row["label"] == 0.5 and pd.isna(row["face"]) and pd.isna(row["voice"]) and not row["frames"]
     assert name in row["warnings"][0] and reason in row["warnings"][0]
-    assert row["warnings"][-1] == f"{name}: the prior stands"
+    assert row["warnings"][-1] == f"{name}: the score is the prior"
 
 
 @pytest.mark.parametrize(("name", "reason"), [("noise.mp4", "no frame decodes"), ("sound.mp4", "without a picture track")])

@@ -104,7 +104,7 @@ def test_a_file_that_would_run_code_is_refused(tmp_path):
     stream = io.BytesIO()
     pickle.dump(Evil(), stream, protocol=2)
     (tmp_path / "evil.pth").write_bytes(stream.getvalue())
-    with pytest.raises(pickle.UnpicklingError, match=r"tensors alone, found \S+print"):
+    with pytest.raises(pickle.UnpicklingError, match=r"only tensors, found \S+print"):
         efficientnet.read_state(tmp_path / "evil.pth")
 
 

@@ -311,7 +311,7 @@ def test_a_picture_that_lies_on_its_side_is_turned(plain, tmp_path):
     lying = video.Frames([cv2.rotate(image, cv2.ROTATE_90_CLOCKWISE) for image in plain.images], plain.times_s, plain.info)
     turned = extraction.upright(tmp_path / "lying.mp4", lying, Finder())
     assert turned.images[0].shape == plain.images[0].shape
-    assert turned.warnings == ["lying.mp4: the picture lies on its side, it was turned by 90°"]
+    assert turned.warnings == ["lying.mp4: the picture was not upright and was rotated by 90°"]
     assert extraction.upright(tmp_path / "no face.mp4", lying, lambda frames: [[] for _ in frames]) is None
 
 

@@ -54,7 +54,7 @@ def test_a_journal_row_without_a_probability_is_not_finished(tmp_path, row):
 def test_labels_that_kaggle_does_not_read_are_no_numbers(tmp_path, label):
     path = tmp_path / "submission.csv"
     path.write_text(f"filename,label\na.mp4,{label}\n")
-    assert "labels that are no number" in submission.problems_of(path)[0]
+    assert "labels that are not numbers" in submission.problems_of(path)[0]
 
 
 @pytest.mark.parametrize("label", ["0", "1", "0.5", ".5", "1.", "1e-3", "5E-1"])

@@ -118,9 +118,9 @@ def test_what_the_budget_leaves_out_keeps_the_prior(clips, tmp_path):
     ("filename,label\na.mp4,0.5\n", ["1 missing rows: b.mp4"]),
     ("filename,label\na.mp4,0.5\nb.mp4,0.5\nc.mp4,0.5\n", ["1 extra rows: c.mp4"]),
     ("filename,label\na.mp4,0.5\nb.mp4,0.5\na.mp4,0.6\n", ["1 duplicate rows: a.mp4"]),
-    ("filename,label\na.mp4,1.01\nb.mp4,-0.1\n", ["2 labels that are no number in [0, 1]: row 2: '1.01', row 3: '-0.1'"]),
-    ("filename,label\na.mp4,NaN\nb.mp4,\n", ["2 labels that are no number in [0, 1]: row 2: 'NaN', row 3: ''"]),
-    ("filename,label\na.mp4,inf\nb.mp4,FAKE\n", ["2 labels that are no number in [0, 1]: row 2: 'inf', row 3: 'FAKE'"]),
+    ("filename,label\na.mp4,1.01\nb.mp4,-0.1\n", ["2 labels that are not numbers in [0, 1]: row 2: '1.01', row 3: '-0.1'"]),
+    ("filename,label\na.mp4,NaN\nb.mp4,\n", ["2 labels that are not numbers in [0, 1]: row 2: 'NaN', row 3: ''"]),
+    ("filename,label\na.mp4,inf\nb.mp4,FAKE\n", ["2 labels that are not numbers in [0, 1]: row 2: 'inf', row 3: 'FAKE'"]),
     ("filename,label\na.mp4,0.5,1\n\nb.mp4,1\n",
      ["2 rows that do not have two fields: row 2: ['a.mp4', '0.5', '1'], row 3: []", "1 missing rows: a.mp4"]),
 ])

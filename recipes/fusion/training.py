@@ -1,7 +1,7 @@
-"""Train and compare the ways to join the branches, on clips that are assembled from faces and voices.
+"""Train and compare fusion methods, on clips assembled from faces and voices.
 
-Labelled clips with sound are few. A clip is therefore assembled from ten augmented views of one face crop, as
-its ten frames, and a random voice; it is FAKE if either is. The branches are frozen.
+Labelled clips with sound are few. Each assembled clip therefore combines ten augmented views of one face
+crop, as its ten frames, with a random voice. It is FAKE if either is. The branches are frozen.
 """
 
 from collections.abc import Callable
@@ -33,7 +33,7 @@ from kaggle_utils.voice.signal import windows
 MISSING = 0.15  # share of the training clips without a face, and without a voice
 KINDS = {(REAL, REAL): "real", (FAKE, REAL): "fake face", (REAL, FAKE): "fake voice",
          (FAKE, FAKE): "both fake"}
-PRIOR = 0.75  # share of fakes where the four kinds are equally many
+PRIOR = 0.75  # share of fakes if the four kinds are equally frequent
 FACES_AT_ONCE = 8  # batch size of embed_faces
 EVEN_SHARE = 2 / 3  # noisy-or's voice share at that prior: half of the voices are fake
 
@@ -226,7 +226,7 @@ def last_logits(network: keras.Model, clips: Clips) -> np.ndarray:
 
 
 def fit_methods(train: Clips) -> dict[str, Method]:
-    """Every fusion method but the study's last network, which notebook 06 trains, fitted on ``train``.
+    """Fit every fusion method on ``train``, except the study's last network, which notebook 06 trains.
 
     A single branch detects its own fakes: half of the faces are fake and half of the voices. Noisy-or
     combines these two answers. The other methods are fitted on the clips' labels and need a calibration line.
@@ -297,9 +297,10 @@ def compare(methods: dict[str, Method], calibrate: Clips, test: Clips, interval:
 
 
 def save_comparison(table: pd.DataFrame, clips: Clips, seed: int) -> None:
-    """Put log loss, AUC and calibration error of every method into ``models/results.json``."""
+    """Save log loss, AUC and calibration error of every method in ``models/results.json``."""
     source = {"data": f"{len(clips.labels):,} assembled clips, DFDC parts 48–49 and unheard speakers",
               "split": "by original and speaker", "seed": seed,
               "command": "notebooks/06_fusion_training.ipynb with DEEPFAKE_DATA"}
-    save_results(result(f"fusion/{method}/{name}", row[name], (row[f"{name} low"], row[f"{name} high"]), **source)
-                 for method, row in table.iterrows() for name in ("log loss", "AUC", "ECE"))
+    save_results(
+        result(f"fusion/{method}/{name}", row[name], (row[f"{name} low"], row[f"{name} high"]), **source)
+        for method, row in table.iterrows() for name in ("log loss", "AUC", "ECE"))
