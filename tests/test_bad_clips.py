@@ -269,13 +269,13 @@ CASES = [
 # --- the run ----------------------------------------------------------------------------------------------------------
 @pytest.fixture(scope="module")
 def sources(tmp_path_factory, miniature) -> Path:
-    """What the cases are made of: 1.2 s of a talking face with the index first, and the like."""
+    """What the cases are made of: 2 s of a talking face with the index first, and the like."""
     from skimage.data import astronaut
 
     folder = tmp_path_factory.mktemp("sources")
     cv2.imwrite(str(folder / "portrait.png"), astronaut()[..., ::-1])
     clip = dfdc.clips_to_score(miniature)["path"].iloc[0]  # a plain one
-    ffmpeg("-i", clip, "-t", 1.2, "-r", 10, "-vf", "scale=-2:240", "-bf", 0, "-movflags", "+faststart", folder / "face.mp4")
+    ffmpeg("-i", clip, "-t", 2.0, "-r", 10, "-vf", "scale=-2:240", "-bf", 0, "-movflags", "+faststart", folder / "face.mp4")
     copied()(folder / "index last.mp4", folder)
     copied()(folder / "face.mkv", folder)
     coded("-c:v", "mjpeg", "-q:v", 3, "-c:a", "pcm_s16le")(folder / "face.avi", folder)

@@ -156,6 +156,7 @@ def error_rates(scores: pd.DataFrame, by: str = "page") -> pd.DataFrame:
 
 def _error_rate(some: pd.DataFrame, groups: pd.Series | None) -> dict:
     labels, chances = some["label"].to_numpy(), sigmoid(some["logit"].to_numpy())
+    groups = None if groups is None or groups.nunique() < 2 else groups
     low, high = bootstrap_interval(equal_error_rate, labels, chances, groups, rounds=300)
     return {
         "spoofed": int(labels.sum()),
