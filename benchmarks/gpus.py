@@ -27,7 +27,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from kaggle_utils import training
 from kaggle_utils.face import data as face_data
 from kaggle_utils.face import landmarks
-from kaggle_utils.face import training as face_training
+from recipes.face import training as face_training
 
 
 class Repeated(keras.utils.PyDataset):

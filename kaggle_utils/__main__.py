@@ -75,36 +75,9 @@ def _parser() -> argparse.ArgumentParser:
     check.add_argument("--data", type=Path, help="folder of clips or DFDC root that it must match")
     check.set_defaults(run=run_check)
 
-    train = commands.add_parser("train", help="train a network, as notebooks 04 and 05 do")
-    train.add_argument("branch", choices=["face", "voice"])
-    train.add_argument("name", help="run name, from face.training.RUNS or voice.training.RUNS")
-    train.add_argument("--data", type=Path, help="the folder of research data (default: $DEEPFAKE_DATA)")
-    train.add_argument("--minutes", type=float, help="wall-clock limit; the schedule ends within it")
-    train.add_argument("-o", "--output", type=Path, help="for weights and scores (default: work/training)")
+    train = commands.add_parser("train", help="train a network, as python -m recipes train does", add_help=False)
+    train.add_argument("arguments", nargs=argparse.REMAINDER)
     train.set_defaults(run=run_train)
-
-    prepare = commands.add_parser("prepare", help="cut faces for training, with landmarks")
-    prepare.add_argument("what", choices=["dfdc", "stills", "web"], help="part folders, portraits or clips of the web")
-    prepare.add_argument("folder", type=Path, help="DFDC's part folders with their metadata.json, or the research data")
-    prepare.add_argument("-o", "--output", type=Path, help="where the table and crops go (default: work/WHAT_faces)")
-    prepare.set_defaults(run=run_prepare)
-
-    corpus = commands.add_parser("corpus", help="build the corpus of voices from git clones of public demos")
-    corpus.add_argument("clones", type=Path, help="folder of clones, OWNER/NAME as in voice/recordings.csv")
-    corpus.add_argument("-o", "--output", type=Path, help="for files and index (default: work/voice/systems)")
-    corpus.set_defaults(run=run_corpus)
-
-    evaluate = commands.add_parser("evaluate", help="test the face network on unseen or degraded crops, the "
-                                   "voice networks on unheard pages, or compare saved scores of runs")
-    evaluate.add_argument("what", choices=["face", "quality", "voice", "runs"])
-    evaluate.add_argument("-o", "--output", type=Path, help="for voice: folds and scores; what the folder "
-                          "holds is not made again (default: work/folds)")
-    evaluate.add_argument("--data", type=Path, help="the folder of research data (default: $DEEPFAKE_DATA)")
-    evaluate.add_argument("--split", choices=["validation", "test"], default="validation")
-    evaluate.add_argument("--scores", type=Path, help="for runs: a folder of scores or one table "
-                          "(default: models/face_validation.csv)")
-    evaluate.add_argument("--models", type=Path, help="weights folder (default: models/)")
-    evaluate.set_defaults(run=run_evaluate)
 
     quoted = commands.add_parser("results", help="write models/results.json into README and cards")
     quoted.set_defaults(run=run_results)
@@ -238,82 +211,11 @@ def run_check(options: argparse.Namespace) -> None:
 
 
 def run_train(options: argparse.Namespace) -> None:
-    """Train one network as notebooks 04 and 05 do."""
-    paths.prepare()
-    output = options.output or paths.working_folder() / "training"
-    if options.branch == "face" and options.name == "correction":
-        from .face.correction import run_correction as run
-    elif options.branch == "face":
-        from .face.training import run_face as run
-    else:
-        from .voice.training import run_voice as run
-    run(options.name, _research_data(options), output, options.minutes)
+    """Hand over to the recipes, which need the clone."""
+    sys.path.insert(0, str(paths.project_root()))
+    from recipes.__main__ import main as recipes
 
-
-def run_prepare(options: argparse.Namespace) -> None:
-    """Cut faces for training."""
-    from .face import preparation
-
-    output = options.output or paths.working_folder() / f"{options.what}_faces"
-    table = getattr(preparation, f"prepare_{options.what}")(options.folder, output)
-    print(f"{output}: {len(table)} faces, {table['label'].isin(['REAL', 0]).sum()} of them REAL")
-
-
-def run_evaluate(options: argparse.Namespace) -> None:
-    """Print the tables of the model cards."""
-    paths.prepare()
-    import pandas as pd
-
-    from .face import evaluation as face_evaluation
-
-    if options.what == "voice":
-        tables = _voice_tables(options)
-    elif options.what == "runs":
-        kept = options.scores or paths.models_folder() / "face_validation.csv"
-        tables = {"validation parts 45–47": face_evaluation.compare(kept)}
-    else:
-        from .detector import Detector
-        from .face import outside
-
-        detector, models = Detector.load(options.models), options.models or paths.models_folder()
-        line, data = detector.calibration.lines["crop"], _research_data(options)
-        if options.what == "quality":
-            tables = {"validation crops made worse": face_evaluation.by_quality(detector.face, data, line=line)}
-        else:
-            folds = models / outside.FOLDS
-            tables = {f"DFDC, {options.split}": outside.evaluate_dfdc(outside.read_members(models), data, options.split, line),
-                      "clips of generators and people never met (web_faces)": outside.evaluate_folds(folds, line),
-                      "real clips of the same, by kind": outside.false_alarms(folds, line),
-                      "whole clips": outside.evaluate_clips(detector, data),
-                      "still portraits": outside.evaluate_portraits(detector, data)}
-    with pd.option_context("display.width", 250, "display.max_columns", None, "display.max_rows", None):
-        for name, table in tables.items():
-            print(f"{name}\n{table.round(3).to_string()}\n")
-
-
-def _voice_tables(options: argparse.Namespace) -> dict:
-    """Tables of the voice networks on unheard pages; the figures go to ``models/results.json``."""
-    import json
-
-    from .results import save_results
-    from .voice import evaluation as voice_evaluation
-
-    line = json.loads((paths.models_folder() / "detector.json").read_text())["calibration"]["voice"]
-    output = options.output or paths.working_folder() / "folds"
-    scores = voice_evaluation.judge_folds(_research_data(options) / "voice", output)
-    save_results(voice_evaluation.figures(scores, line))
-    return voice_evaluation.tables(scores, line)
-
-
-def run_corpus(options: argparse.Namespace) -> None:
-    """Build the corpus of voices and print what is missing."""
-    from .voice.corpus import build
-
-    output = options.output or paths.working_folder() / "voice" / "systems"
-    missing = build(options.clones, output)
-    for reason in missing["reason"]:
-        print(reason)
-    print(f"{output / 'index.csv'}: {len(missing)} recordings are missing")
+    sys.exit(recipes(["train", *options.arguments]))
 
 
 def run_results(options: argparse.Namespace) -> None:
@@ -338,13 +240,6 @@ def run_owner(options: argparse.Namespace) -> None:
     """Write the account's name into the committed files."""
     for path in kaggle_push.set_owner(options.name):
         print(path)
-
-
-def _research_data(options: argparse.Namespace) -> Path:
-    folder = options.data or paths.research_data()
-    if folder is None:
-        raise FileNotFoundError("expected --data, or DEEPFAKE_DATA to name the folder of research data")
-    return folder
 
 
 if __name__ == "__main__":

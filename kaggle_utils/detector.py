@@ -37,11 +37,11 @@ class Verdict:
 
     Attributes:
         probability: calibrated P(fake) of the whole clip, in [0, 1].
-        face: P(fake) of the most suspicious tracked face alone; NaN if no face was found.
+        face: P(fake) of the faces alone, that is, of at least one person; NaN if no face was found.
         voice: P(fake) of the voice alone; NaN if nobody speaks.
         frames: one dict per scored crop: ``time_s``, ``track``, ``box`` (x, y, width, height in source
             pixels), ``source`` (detected, interpolated or fallback), ``probability`` (None for a fallback).
-        tracks: one dict per person: ``id``, ``probability``, ``frames`` (number with a detection).
+        tracks: one dict per person: ``id``, ``probability`` as if alone, ``frames`` (with a detection).
         warnings: what failed or was not analysed, each naming the file.
     """
 
@@ -202,25 +202,27 @@ class Detector:
         def verdict_of(name: str, path: Path | None, frames: int, following: Path | None) -> dict:
             if path is None:
                 return Verdict(self.prior, warnings=[f"{name}: expected a plain file name"]).to_dict()
-            verdict, people = self.examine_extract(path, ahead(path, frames, following))
+            extracted = ahead(path, frames, following)
+            verdict, people = self.examine_extract(path, extracted)
             try:
                 _save_strip(strips / f"{name}.jpg", verdict, people)
             except OSError as error:
                 verdict.warnings.append(f"{name}: the image of its crops was not saved: {error.strerror}")
-            return verdict.to_dict()
+            return verdict.to_dict() | {"read": extracted.asked}
 
         def unscored(name: str, reason: str) -> dict:
             return Verdict(self.prior, warnings=[f"{name}: {reason}, the prior stands"]).to_dict()
 
         clips = clips_to_score(folder)
-        fingerprint = f"{self.fingerprint} {type(self.fuse).__name__} prior {self.prior}"
+        fingerprint = (f"{self.fingerprint} {type(self.fuse).__name__} prior {self.prior} "
+                       f"reading {extraction.READING}")
         with extraction.Ahead(lambda path, frames: extraction.extract(
                 path, self.finder, frames, self.voice_rate)) as ahead:
             return score_clips(clips, verdict_of, output_csv, unscored, fingerprint, hours, progress)
 
     def voice_outputs(self, path: Path, samples: np.ndarray | None, sample_rate: int,
                       warnings: list[str]) -> dict | None:
-        """The voice network's outputs for a clip's sound; None without sound or, with a warning, if nobody speaks.
+        """The voice network's outputs for a clip's sound; None without sound or, with a warning, without speech.
 
         ``samples``: as :func:`extraction.listen` returns them, at ``sample_rate`` Hz; None without sound.
         """
@@ -232,7 +234,7 @@ class Detector:
     def combine(self, path: Path, clip: video.Frames | extraction.Extract | None,
                 people: list[framing.FaceCrops], seen: list[dict], heard: dict | None,
                 warnings: list[str]) -> Verdict:
-        """Fuse the outputs of both branches: scores per frame and person; the most suspicious person counts.
+        """Fuse the outputs of both branches: scores per frame, per person, and of all people and the voice.
 
         Args:
             clip: its frames as :func:`extraction.look` returns them, or its extract.
@@ -252,13 +254,19 @@ class Detector:
         elif note := quality_note(people[main]):
             warnings.append(f"{path.name}: {note}")
         face, mask = self._no_face() if main is None else (seen[main], masks[main])
-        known = main is not None or heard is not None
-        fused = self.prior
-        if known:
-            fused = np.clip(self.fuse(face, mask, heard, self.prior), *self.calibration.limits)
+        calibrated = {index: float(self.calibration.logit(logit, "face"))
+                      for index, logit in enumerate(logits) if not math.isnan(logit)}
+        fused, faces = self.prior, math.nan
+        if main is not None or heard is not None:
+            others = [logit for index, logit in calibrated.items() if index != main]
+            fused = self.fuse(face, mask, heard, self.prior, others)
+            fused = self.calibration.within_limits(fused, self.prior)
+        if main is not None:
+            faces = rules.any_fake(list(calibrated.values()), self.prior)
+            faces = self.calibration.within_limits(faces, self.prior)
         return Verdict(
             probability=float(fused),
-            face=math.nan if main is None else float(self._probability(logits[main], "face")),
+            face=faces,
             voice=math.nan if heard is None else float(self._probability(heard["logit"].mean(), "voice")),
             frames=[row for person, outputs in zip(people, seen, strict=True)
                     for row in self._frame_rows(clip, person, outputs)],
@@ -351,7 +359,7 @@ def _save_strip(path: Path, verdict: Verdict, people: list[framing.FaceCrops]) -
         crops = people[int(np.argmax(suspicion))].images
         strip = np.concatenate([cv2.resize(crop, (128, 128), interpolation=cv2.INTER_AREA) for crop in crops],
                                axis=1)
-        path.write_bytes(cv2.imencode(".jpg", strip[..., ::-1])[1])  # imwrite hides a full disk
+        path.write_bytes(cv2.imencode(".jpg", strip[..., ::-1])[1].tobytes())  # imwrite hides a full disk
 
 
 def _resize(crop: np.ndarray, side: int) -> np.ndarray:

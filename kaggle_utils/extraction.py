@@ -7,12 +7,14 @@ machine's processors or, with ``dask`` or ``ray``, on a cluster whose machines s
 import json
 import os
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
+from typing import Any
 
+import cv2
 import joblib
 import numpy as np
 import pandas as pd
@@ -23,6 +25,9 @@ from .face import detection, framing
 from .media import isolation, sound, video
 
 FRAMES = 10  # frames read from a clip
+READING = 2  # raise it when clips give other frames or crops: caches and journals of before are made anew
+LYING = {90: cv2.ROTATE_90_CLOCKWISE, 270: cv2.ROTATE_90_COUNTERCLOCKWISE, 180: cv2.ROTATE_180}
+TRIED = 3  # frames that are searched lying on each side, where no upright face is found
 BACKENDS = ("loky", "dask", "ray")
 DECIMALS = 2  # of cached boxes, in pixels: the last bits depend on MTCNN's number of threads
 
@@ -34,7 +39,7 @@ class Extract:
     ``people``: the crops of each person, the main one first; without a face, one list of fallback crops;
     empty if the picture cannot be read. ``times_s`` float64 (frames,): the time of each frame. ``samples``
     float32 (T,) in [-1, 1] at ``sample_rate`` Hz, None without a sound track. ``warnings``: each names the
-    file.
+    file. ``asked``: the number of frames wanted.
     """
 
     people: list[framing.FaceCrops]
@@ -42,6 +47,7 @@ class Extract:
     samples: np.ndarray | None
     sample_rate: int
     warnings: list[str]
+    asked: int = FRAMES
 
 
 def extract(path: str | Path, finder: detection.FaceFinder, frames: int = FRAMES,
@@ -56,8 +62,11 @@ def extract(path: str | Path, finder: detection.FaceFinder, frames: int = FRAMES
         sound = beside.submit(listen, path, sample_rate)
         clip, warnings = look(path, frames)
         people = framing.extract_faces(clip.images, finder) if clip else []
+        if clip and people[0].track < 0 and (turned := upright(path, clip, finder)):
+            people, warnings = framing.extract_faces(turned.images, finder), turned.warnings
         samples, heard = sound.result()
-    return Extract(people, clip.times_s if clip else np.zeros(0), samples, sample_rate, warnings + heard)
+    times_s = clip.times_s if clip else np.zeros(0)
+    return Extract(people, times_s, samples, sample_rate, warnings + heard, frames)
 
 
 def look(path: Path, frames: int) -> tuple[video.Frames | None, list[str]]:
@@ -67,6 +76,18 @@ def look(path: Path, frames: int) -> tuple[video.Frames | None, list[str]]:
     except video.UnreadableClip as error:
         return None, [f"{error}; the picture was not analysed"]
     return clip, clip.warnings
+
+
+def upright(path: Path, clip: video.Frames, finder: detection.FaceFinder) -> video.Frames | None:
+    """A clip without an upright face, turned so that most of three frames have one; None if there is none."""
+    tried = video.evenly_spread(len(clip.images), TRIED)
+    for turn, code in LYING.items():
+        found = finder([cv2.rotate(clip.images[index], code) for index in tried])
+        if sum(any(face.confidence >= framing.SURE for face in faces) for faces in found) > len(tried) / 2:
+            warning = f"{path.name}: the picture lies on its side, it was turned by {turn}°"
+            return replace(clip, images=[cv2.rotate(image, code) for image in clip.images],
+                           warnings=[*clip.warnings, warning])
+    return None
 
 
 def listen(path: Path, sample_rate: int) -> tuple[np.ndarray | None, list[str]]:
@@ -83,7 +104,8 @@ class Ahead:
     """Extracts the next clip in a background thread while the current one is scored."""
 
     def __init__(self, extract: Callable[[Path, int], Extract]):
-        self._extract, self._thread, self._coming = extract, ThreadPoolExecutor(max_workers=1), {}
+        self._extract, self._thread = extract, ThreadPoolExecutor(max_workers=1)
+        self._coming: dict[Path, Future] = {}
 
     def __call__(self, path: Path, frames: int, following: Path | None = None) -> Extract:
         """The extract of a clip, prefetched if it was the last ``following``; then prefetch ``following``."""
@@ -105,7 +127,7 @@ def save_extract(path: str | Path, extracted: Extract, key: str = "") -> None:
     The same extract gives the same bytes. ``key`` identifies its source clip and settings.
     """
     path, people = Path(path), extracted.people
-    arrays = {f"{name}_{number}": value for number, person in enumerate(people) for name, value in {
+    arrays: dict[str, Any] = {f"{name}_{number}": value for number, person in enumerate(people) for name, value in {
         "images": person.images, "boxes": person.boxes.round(DECIMALS).astype(np.float32),
         "sources": np.array(person.sources), "frames": person.frame_indices, "track": person.track}.items()}
     if extracted.samples is not None:
@@ -185,7 +207,8 @@ def extract_clips(clips: pd.DataFrame, cache_folder: str | Path, jobs: int = 1, 
 
 def _key(path: Path, frames: int) -> str:
     """Identifies what a cached file was made from: the clip's size in bytes and mtime, and the settings."""
-    return " ".join(map(str, [*(file_stamp(path) or ["missing"]), frames]))
+    stamp = " ".join(map(str, file_stamp(path) or ("missing",)))
+    return f"{stamp} {frames} {READING}"
 
 
 def _extract_to_file(path: Path, target: Path, key: str, frames: int) -> None:

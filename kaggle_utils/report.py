@@ -2,7 +2,8 @@
 
 :func:`study` examines a clip more closely than the verdict needs; :func:`page` renders the result as one
 self-contained HTML file that works offline: no scripts, fonts or links. The verdict equals
-:meth:`Detector.predict`, from the same ten frames; the curves use three times as many.
+:meth:`Detector.predict`, from the same ten frames and people; the curves follow these people in three times
+as many.
 """
 
 import base64
@@ -10,7 +11,7 @@ import copy
 import hashlib
 import math
 import platform
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -20,7 +21,7 @@ import numpy as np
 
 from . import __version__, explain
 from .detector import Detector, Verdict
-from .extraction import FRAMES, listen, look
+from .extraction import FRAMES, Extract, listen, look, upright
 from .face import framing
 from .media import sound, video
 from .voice import networks as voice_networks
@@ -153,24 +154,25 @@ def study(path: str | Path, detector: Detector) -> Study:
         raise FileNotFoundError(f"{path}: expected a clip")
     clip, warnings = look(path, SAMPLED)
     samples, unheard = listen(path, rate)
+    kept, people, curves = [], [], []
+    if clip:
+        many = clip.info.frame_count > SAMPLED
+        kept = video.evenly_spread(SAMPLED, FRAMES) if many else video.spread(clip.times_s, FRAMES)
+        people, curves = framing.follow_faces(clip.images, detector.finder, kept)
+        if people[0].track < 0 and (turned := upright(path, clip, detector.finder)):
+            clip, warnings = turned, turned.warnings
+            people, curves = framing.follow_faces(clip.images, detector.finder, kept)
     warnings = warnings + unheard
-    found = framing.extract_faces(clip.images, detector.finder, rows=len(clip.images)) if clip else []
-    seen = [detector.face_outputs(person.images) for person in found]
+    read = Extract(people, clip.times_s[kept] if clip else np.zeros(0), samples, rate, warnings)
     heard = detector.voice_outputs(path, samples, rate, warnings)
-    kept = np.resize(video.evenly_spread(len(clip.images), FRAMES), FRAMES) if clip else np.zeros(0, int)
-    parts = ([_rows(person, kept) for person in found],
-             [{name: x[kept] for name, x in outputs.items()} for outputs in seen])
+    parts = path, read, people, [detector.face_outputs(person.images) for person in people], heard
     rarer = copy.copy(detector)
     rarer.prior = RARE
-    rare = rarer.combine(path, clip, *parts, heard, []).probability
-    verdict = detector.combine(path, clip, *parts, heard, warnings)
-    return Study(path, verdict, rare, detector.prior, clip, _people(detector, verdict, found, seen), kept,
-                 _voice(detector, samples, heard), detector.digests)
-
-
-def _rows(person: framing.FaceCrops, rows: np.ndarray) -> framing.FaceCrops:
-    return replace(person, images=person.images[rows], boxes=person.boxes[rows],
-                   frame_indices=person.frame_indices[rows], sources=[person.sources[row] for row in rows])
+    rare = rarer.combine(*parts, []).probability
+    verdict = detector.combine(*parts, warnings)
+    shown = _people(detector, verdict, curves, [detector.face_outputs(person.images) for person in curves])
+    return Study(path, verdict, rare, detector.prior, clip, shown, np.array(kept, int),
+                 _voice(detector, samples, heard, path if clip else None), detector.digests)
 
 
 def _people(detector: Detector, verdict: Verdict, found: list[framing.FaceCrops],
@@ -193,13 +195,13 @@ def _people(detector: Detector, verdict: Verdict, found: list[framing.FaceCrops]
     return people
 
 
-def _voice(detector: Detector, recorded: np.ndarray, heard: dict | None) -> Voice | None:
-    """The voice as the network hears it, on the clip's time axis."""
+def _voice(detector: Detector, recorded: np.ndarray, heard: dict | None, path: Path | None) -> Voice | None:
+    """The voice as the network hears it, on the time axis of the pictures of ``path``."""
     if heard is None:
         return None
     rate = detector.voice_rate
     speech = voice_signal.hear(recorded, rate, reference=rate == sound.REFERENCE_RATE)
-    samples, start_s = speech.samples, speech.start_s
+    samples, start_s = speech.samples, speech.start_s + (video.survey(path).sound_start_s if path else 0.0)
     windows = speech.windows.reshape(-1, *detector.voice.input_shape[1:])
     levels = voice_signal.log_power(samples, rate, explain.FFT_LENGTH, explain.HOP)[0]
     bands = voice_networks.filter_bank("mel", BANDS, rate, explain.FFT_LENGTH).T
@@ -322,7 +324,7 @@ def made_with(found: Study) -> dict[str, str]:
 def _ticks(duration_s: float) -> list[tuple[float, str]]:
     """About five round times along a clip: position in percent, label."""
     step = next(step for step in (0.5, 1, 2, 5, 10, 20, 30, 60, 120, 300, 600, 1800, 3600, 36000)
-                if duration_s / step <= 6)
+                if duration_s / step <= 6 or step == 36000)
     return [(100 * time / duration_s, clock(time).replace(".0", ""))
             for time in np.arange(0, duration_s * 0.97, step)]
 

@@ -63,14 +63,17 @@ def _parse(line: bytes) -> dict:
 class TimeGuard:
     """Chooses how many frames to read per clip to finish all clips within a time budget.
 
-    It measures the seconds per clip at the current step of the ladder. If the remaining clips would not fit,
-    it steps down; if not even one more clip fits, it says stop.
+    It measures the seconds per clip on the current rung of the ladder. If the remaining clips would not fit,
+    it steps down; if they would fit with more frames, even if all the time went into frames, up. The first
+    clip on a rung, and the one read ahead when it was entered, do not count. If not even one more clip fits,
+    it says stop.
     """
 
     def __init__(self, hours: float | None, clips_left: int, clock: Callable[[], float] = time.monotonic):
         self.clock, self.left = clock, clips_left
         self.deadline = None if hours is None else clock() + hours * 3600 * MARGIN
-        self.rung, self.seconds = 0, []
+        self.rung, self.uncounted, self.last = 0, 1, 0.0
+        self.seconds: list[float] = []
 
     @property
     def frames(self) -> int:
@@ -82,17 +85,24 @@ class TimeGuard:
         """True if the next clip would end after the deadline."""
         if self.deadline is None:
             return False
-        return self.clock() + (max(self.seconds[-10:]) if self.seconds else 0.0) > self.deadline
+        return self.clock() + max(self.seconds[-10:], default=self.last) > self.deadline
 
     def finished(self, seconds: float) -> None:
-        """Count one clip that took ``seconds``, and step down if the rest would not fit."""
-        self.left -= 1
+        """Count one clip that took ``seconds``, and step down or up the ladder if need be."""
+        self.left, self.last = self.left - 1, seconds
+        if self.uncounted:
+            self.uncounted -= 1
+            return
         self.seconds.append(seconds)
-        if self.deadline is None or self.rung == len(FRAME_LADDER) - 1:
+        if self.deadline is None:
             return
         recent = self.seconds[-10:]
-        if self.clock() + self.left * sum(recent) / len(recent) > self.deadline:
-            self.rung, self.seconds = self.rung + 1, []
+        needed_s, left_s = self.left * sum(recent) / len(recent), self.deadline - self.clock()
+        up = FRAME_LADDER[max(self.rung - 1, 0)] / self.frames
+        if needed_s > left_s and self.rung < len(FRAME_LADDER) - 1:
+            self.rung, self.seconds, self.uncounted = self.rung + 1, [], 2
+        elif self.rung and needed_s * up < left_s:
+            self.rung, self.seconds, self.uncounted = self.rung - 1, [], 2
 
 
 def score_clips(clips: pd.DataFrame, predict: Callable[[str, Path | None, int, Path | None], dict],
@@ -102,12 +112,14 @@ def score_clips(clips: pd.DataFrame, predict: Callable[[str, Path | None, int, P
 
     Every row starts at the prior. Each finished clip replaces its row (by an atomic rename) and adds a line
     to the journal ``<output>.journal``. If interrupted, call again: the run resumes, and also rescores clips
-    that failed or whose file has changed. A failure affects only its own clip.
+    that failed, whose file has changed, or, without ``hours``, of which fewer frames were read for lack of
+    time. A failure affects only its own clip.
 
     Args:
         clips: as returned by :func:`kaggle_utils.datasets.dfdc.clips_to_score`.
         predict: ``(filename, path, frames, following) -> dict`` with ``probability``; all entries go into the
-            journal. ``following`` is the path of the next clip, or None.
+            journal. ``following`` is the path of the next clip, or None. ``read`` in it: the number of frames
+            wanted, if another than ``frames``, as of a clip read ahead.
         unscored: ``(filename, reason) -> dict`` with ``probability``: the row of an unscored clip, the prior.
         fingerprint: identifies the models and settings of a journal.
     """
@@ -117,7 +129,9 @@ def score_clips(clips: pd.DataFrame, predict: Callable[[str, Path | None, int, P
     stamps = {clip.filename: file_stamp(clip.path) for clip in clips.itertuples()}
     journal.finished = {name: row for name, row in journal.finished.items()
                         if row.get("stamp") == stamps.get(name)}
-    waiting = clips[~clips["filename"].isin(journal.finished)]
+    hurried = {name for name, row in journal.finished.items() if row.get("read", 0) < FRAME_LADDER[0]}
+    kept = set(journal.finished) - (hurried if hours is None else set())
+    waiting = clips[~clips["filename"].isin(kept)]
     guard = TimeGuard(hours, len(waiting))
     rows = {name: journal.finished.get(name) or unscored(name, OUT_OF_TIME) for name in clips["filename"]}
     _write(output_csv, rows)
@@ -137,7 +151,8 @@ def score_clips(clips: pd.DataFrame, predict: Callable[[str, Path | None, int, P
             rows[clip.filename] = unscored(clip.filename, f"{type(error).__name__}: {error}")
             tqdm.write(f"{clip.filename} keeps the prior: {type(error).__name__}: {error}")
         else:
-            journal.add({"filename": clip.filename, "stamp": stamps[clip.filename], **rows[clip.filename]})
+            journal.add({"filename": clip.filename, "stamp": stamps[clip.filename], "read": guard.frames,
+                         **rows[clip.filename]})
         guard.finished(time.monotonic() - started)
         _write(output_csv, rows)
     return _table(clips, rows)
@@ -145,7 +160,7 @@ def score_clips(clips: pd.DataFrame, predict: Callable[[str, Path | None, int, P
 
 def _table(clips: pd.DataFrame, rows: dict[str, dict]) -> pd.DataFrame:
     verdicts = pd.DataFrame(rows[name] for name in clips["filename"])
-    verdicts = verdicts.drop(columns=["filename", "stamp"], errors="ignore")
+    verdicts = verdicts.drop(columns=["filename", "stamp", "read"], errors="ignore")
     table = clips.rename(columns={"label": "truth"}).reset_index(drop=True).join(verdicts)
     return table.assign(label=table["probability"].round(DECIMALS))
 

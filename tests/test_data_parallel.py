@@ -20,7 +20,7 @@ if keras.backend.backend() == "tensorflow":
     halves = [tf.config.LogicalDeviceConfiguration()] * 2
     tf.config.set_logical_device_configuration(tf.config.list_physical_devices("CPU")[0], halves)
 from kaggle_utils import training
-from kaggle_utils.face import training as face_training
+from recipes.face import training as face_training
 from test_face_training import TINY, drawn_faces
 
 def weights(most):

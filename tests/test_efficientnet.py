@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from kaggle_utils import blocks, storage
-from kaggle_utils.face import efficientnet
+from recipes.face import efficientnet
 
 
 @pytest.fixture(scope="module")

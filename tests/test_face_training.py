@@ -10,13 +10,14 @@ from keras import ops
 from test_augment import drawn_landmarks
 
 from kaggle_utils import metrics, storage, training
-from kaggle_utils.face import correction, landmarks
 from kaggle_utils.face import data as face_data
-from kaggle_utils.face import evaluation as face_evaluation
-from kaggle_utils.face import training as face_training
+from kaggle_utils.face import landmarks
 from kaggle_utils.face.data import Faces
-from kaggle_utils.face.training import FaceSettings
 from kaggle_utils.kaggle import paths
+from recipes.face import correction
+from recipes.face import evaluation as face_evaluation
+from recipes.face import training as face_training
+from recipes.face.training import FaceSettings
 
 SIZE = 32
 TINY = FaceSettings(name="tiny", network="mesoinception4", size=SIZE, epochs=3, batch_size=4, learning_rate=1e-2,

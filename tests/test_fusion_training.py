@@ -11,8 +11,8 @@ from kaggle_utils.face import landmarks
 from kaggle_utils.face import networks as face_networks
 from kaggle_utils.fusion import networks as fusion_networks
 from kaggle_utils.fusion import rules
-from kaggle_utils.fusion import training as fusion_training
-from kaggle_utils.fusion.training import Embeddings
+from recipes.fusion import training as fusion_training
+from recipes.fusion.training import Embeddings
 
 FRAMES = blocks.FRAMES
 

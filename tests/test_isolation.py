@@ -12,7 +12,7 @@ import numpy as np
 import psutil
 import pytest
 
-from kaggle_utils.media import isolation, video
+from kaggle_utils.media import files, isolation, video
 from kaggle_utils.media.video import UnreadableClip
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -64,8 +64,8 @@ def test_one_process_serves_many_calls_and_is_not_this_one(worker):
 
 @pytest.mark.skipif(os.name != "posix", reason="stops a process by a signal")
 def test_a_decoder_that_hangs_is_stopped(clip, reader, monkeypatch):
-    monkeypatch.setattr(video, "LIMIT_S", 1.0)
-    monkeypatch.setattr(video, "LIMIT_S_PER_MB", 0.0)
+    monkeypatch.setattr(files, "LIMIT_S", 1.0)
+    monkeypatch.setattr(files, "LIMIT_S_PER_MB", 0.0)
     os.kill(reader, signal.SIGSTOP)
     with pytest.raises(UnreadableClip, match="not decoded in 1 s"):
         isolation.read_frames(clip, 2)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from test_augment import drawn_landmarks
 
-from kaggle_utils.face import twins
+from recipes.face import twins
 
 SMALL = {"width": 8, "latent": 4}
 

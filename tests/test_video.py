@@ -12,7 +12,7 @@ import pytest
 from fuzz_reading import OLD_FFMPEG
 from helpers import ffmpeg
 
-from kaggle_utils.media import video
+from kaggle_utils.media import files, video
 from kaggle_utils.media.video import UnreadableClip, evenly_spread, iter_frames, probe, read_frames
 
 CORNERS = {"red": (255, 0, 0), "lime": (0, 255, 0), "blue": (0, 0, 255), "white": (255, 255, 255)}
@@ -213,8 +213,8 @@ def test_ffmpeg_that_crashes_or_hangs_is_a_reason(counter, tmp_path, monkeypatch
     (tmp_path / "ffmpeg").write_text(f"#!/bin/sh\n{does}\n")
     (tmp_path / "ffmpeg").chmod(0o755)
     monkeypatch.setattr("moviepy.config.FFMPEG_BINARY", str(tmp_path / "ffmpeg"))
-    monkeypatch.setattr(video, "LIMIT_S", 1.0)
-    assert unreadable_by(lambda: video.run_ffmpeg(counter)) == reason
+    monkeypatch.setattr(files, "LIMIT_S", 1.0)
+    assert unreadable_by(lambda: files.run_ffmpeg(counter)) == reason
 
 
 def unreadable_by(read) -> str:

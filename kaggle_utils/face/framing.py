@@ -16,6 +16,7 @@ import numpy as np
 
 from ..media import video
 from .detection import Detection, FaceFinder
+from .likeness import Looks
 
 TIGHT, REFERENCE = "tight", "reference"  # framings
 ROWS, SIZE = 10, 256
@@ -28,7 +29,7 @@ CENTRAL_SHARE = 0.65  # of a crop's short side, if no face is found in it
 MAX_SHIFT = 1.0  # in face sides: faces of two frames closer than this are one person,
 MAX_SHIFT_ALONE = 3.0  # or than this if each is the only face of its frame,
 MAX_GROWTH = 2.0  # unless their sizes differ by more than this factor
-HELD_FRAMES = 2  # hold the nearest box this long before a track's first and after its last detection
+HELD_FRAMES = 2  # estimate boxes this long before, after or between detections
 SURE = 0.95  # minimum confidence of a face detected in one frame only
 MIN_WEIGHT = 0.2  # of the main person's; drops lighter tracks: MTCNN takes some clothes for faces
 
@@ -45,18 +46,26 @@ class Track:
         """How often, large and confidently the face was detected: sum of side × (2 confidence - 1)."""
         return sum(face.side * (2 * face.confidence - 1) for face in self.detections.values())
 
+    def near(self, frame: int) -> list[int]:
+        """The detections, by frame, from which the place in another frame is estimated; none if unknown."""
+        before = max((seen for seen in self.detections if seen < frame), default=None)
+        after = min((seen for seen in self.detections if seen > frame), default=None)
+        if before is not None and after is not None:
+            return [before, after] if after - before - 1 <= HELD_FRAMES else []
+        return [seen for seen in (before, after) if seen is not None and abs(seen - frame) <= HELD_FRAMES]
+
     def box_at(self, frame: int) -> tuple[np.ndarray, str] | None:
         """The face's box in a frame and its source, ``detected`` or ``interpolated``; None if it is unknown.
 
-        Boxes are interpolated linearly between detections, and held for ``HELD_FRAMES`` frames at both ends.
+        Over at most ``HELD_FRAMES`` frames, boxes are interpolated linearly between detections, and held
+        before the first and after the last.
         """
         if frame in self.detections:
             return self.detections[frame].box, "detected"
-        known = sorted(self.detections)
-        if not known or not known[0] - HELD_FRAMES <= frame <= known[-1] + HELD_FRAMES:
+        if not (near := self.near(frame)):
             return None
-        boxes = np.stack([self.detections[index].box for index in known])
-        return np.array([np.interp(frame, known, values) for values in boxes.T]), "interpolated"
+        boxes = np.stack([self.detections[seen].box for seen in near])
+        return np.array([np.interp(frame, near, values) for values in boxes.T]), "interpolated"
 
 
 @dataclass(eq=False)
@@ -75,28 +84,26 @@ class FaceCrops:
     track: int
 
 
-def link_tracks(detections: Sequence[Sequence[Detection]]) -> list[Track]:
+def link_tracks(detections: Sequence[Sequence[Detection]], looks: Looks | None = None) -> list[Track]:
     """Link the faces of a clip's frames into one track per person, the main person first.
 
     Frame by frame, faces are assigned to the known persons with the smallest sum of shifts (Kuhn 1955). A
-    shift is the distance from a person's last position, in face sides, however many frames ago. Frames are
-    about a second apart, so one person's boxes need not overlap. But a head mostly stays within its own size,
-    and two heads are at least that far apart (``MAX_SHIFT``). A lone person may walk (``MAX_SHIFT_ALONE``).
+    shift is the distance from a person's last position in the same scene, in face sides, however many frames
+    ago. Frames are about a second apart, so one person's boxes need not overlap. But a head mostly stays
+    within its own size, and two heads are at least that far apart (``MAX_SHIFT``). A lone person may walk
+    (``MAX_SHIFT_ALONE``), but must look alike; after a cut to another scene only the looks count.
 
     Persons are sorted by ``Track.weight``. Those seen only once with low confidence, and those with a small
     weight compared to the main person, are dropped as spurious.
 
     Args:
         detections: the faces of each frame, as ``FaceFinder`` returns them.
+        looks: of the same frames; None: all are taken for one scene, and any two faces for alike.
     """
     tracks: list[Track] = []
     for frame, faces in enumerate(detections):
-        shifts = np.array([[_shift(track, frame, face, detections) for face in faces] for track in tracks])
-        pairs = _assign(shifts.reshape(len(tracks), len(faces)))
-        for row, column in pairs:
-            tracks[row].detections[frame] = faces[column]
-        known = {column for _, column in pairs}
-        tracks += [Track(-1, {frame: face}) for column, face in enumerate(faces) if column not in known]
+        known = _assign(tracks, frame, detections, looks)
+        tracks += [Track(-1, {frame: face}) for number, face in enumerate(faces) if number not in known]
     tracks = sorted((track for track in tracks if _is_sure(track, len(detections))),
                     key=lambda track: -track.weight)
     kept = [track for track in tracks if track.weight >= MIN_WEIGHT * tracks[0].weight]
@@ -109,23 +116,37 @@ def _is_sure(track: Track, frames: int) -> bool:
     return len(track.detections) >= min(2, frames) or best >= SURE
 
 
-def _shift(track: Track, frame: int, face: Detection, detections: Sequence[Sequence[Detection]]) -> float:
-    """Distance of a face from a person's last position, in face sides; infinite if they cannot match."""
-    last = max(track.detections)
-    seen = track.detections[last]
-    alone = len(detections[last]) == len(detections[frame]) == 1
-    shift = float(np.linalg.norm(face.centre - seen.centre)) / np.sqrt(face.side * seen.side)
-    growth = max(face.side, seen.side) / min(face.side, seen.side)
-    return shift if growth <= MAX_GROWTH and shift <= (MAX_SHIFT_ALONE if alone else MAX_SHIFT) else np.inf
-
-
-def _assign(costs: np.ndarray) -> list[tuple[int, int]]:
-    """As many pairs (row, column) of finite cost as possible, with the smallest sum of costs."""
+def _assign(tracks: list[Track], frame: int, detections: Sequence[Sequence[Detection]],
+            looks: Looks | None) -> set[int]:
+    """Give a frame's faces to the tracks, as many as possible; returns the numbers of these faces."""
     from scipy.optimize import linear_sum_assignment
 
-    rows, columns = linear_sum_assignment(np.minimum(costs, 1e6))
-    pairs = zip(rows, columns, strict=True)
-    return [(row, column) for row, column in pairs if np.isfinite(costs[row, column])]
+    faces = detections[frame]
+    costs = np.array([[_shift(track, frame, face, detections, looks) for face in faces] for track in tracks])
+    costs = costs.reshape(len(tracks), len(faces))
+    assigned = zip(*linear_sum_assignment(np.minimum(costs, 1e6)), strict=True)
+    pairs = [(row, number) for row, number in assigned if np.isfinite(costs[row, number])]
+    for row, number in pairs:
+        tracks[row].detections[frame] = faces[number]
+    return {number for _, number in pairs}
+
+
+def _shift(track: Track, frame: int, face: Detection, detections: Sequence[Sequence[Detection]],
+           looks: Looks | None) -> float:
+    """Distance of a face from a person's nearest position in time, in face sides; infinite if no match."""
+    alone = [seen for seen in track.detections if len(detections[seen]) == len(detections[frame]) == 1]
+    alike = looks is None or any(
+        looks.same_head((frame, tight_box(face.box)), (seen, tight_box(track.detections[seen].box)))
+        for seen in alone)
+    nearest = min((seen for seen in track.detections if looks is None or looks.same_scene(frame, seen)),
+                  key=lambda seen: abs(frame - seen), default=None)
+    if nearest is None:
+        return MAX_SHIFT_ALONE if alone and alike else np.inf
+    seen = track.detections[nearest]
+    shift = float(np.linalg.norm(face.centre - seen.centre)) / np.sqrt(face.side * seen.side)
+    growth = max(face.side, seen.side) / min(face.side, seen.side)
+    farthest = MAX_SHIFT if nearest not in alone else MAX_SHIFT_ALONE if alike else -1.0
+    return shift if growth <= MAX_GROWTH and shift <= farthest else np.inf
 
 
 def tight_box(box: np.ndarray) -> np.ndarray:
@@ -168,7 +189,7 @@ def cut(image: np.ndarray, box: np.ndarray, size: int = SIZE) -> np.ndarray:
                       interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_CUBIC)
 
 
-def extract_faces(frames: Sequence[np.ndarray], finder: FaceFinder, framing: str = TIGHT, rows: int = ROWS,
+def extract_faces(frames: Sequence[np.ndarray], finder: Callable[..., list[list[Detection]]], framing: str = TIGHT, rows: int = ROWS,
                   max_tracks: int = 4) -> list[FaceCrops]:
     """The crops of each person in a clip, the main person first; without a face, one list of fallback crops.
 
@@ -185,20 +206,49 @@ def extract_faces(frames: Sequence[np.ndarray], finder: FaceFinder, framing: str
         raise ValueError(f"framing: expected one of {list(FRAMINGS)}, found {framing!r}")
     if len(frames) == 0:
         raise ValueError("frames: expected at least one picture, found none")
-    tracks = link_tracks(finder(frames))[:max_tracks] or [Track(-1)]
+    found, looks = finder(frames), Looks(frames)
+    tracks = link_tracks(found, looks)[:max_tracks] or [Track(-1)]
     indices = _evenly_spread(len(frames), rows)
-    return [_cut_track(track, frames, indices, FRAMINGS[framing]) for track in tracks]
+    return [_cut_track(track, frames, found, looks, indices, FRAMINGS[framing]) for track in tracks]
 
 
-def _cut_track(track: Track, frames: Sequence[np.ndarray], indices: np.ndarray,
-               framing: Callable[[np.ndarray], np.ndarray]) -> FaceCrops:
+def follow_faces(frames: Sequence[np.ndarray], finder: FaceFinder, kept: Sequence[int],
+                 max_tracks: int = 4) -> tuple[list[FaceCrops], list[FaceCrops]]:
+    """The people of the frames at ``kept``, as :func:`extract_faces` gives them, and the same people in all."""
+    found, looks = finder(frames), Looks(frames)
+    some = extract_faces([frames[index] for index in kept], lambda _: [found[index] for index in kept],
+                         max_tracks=max_tracks)
+    tracks = link_tracks([found[index] for index in kept], Looks([frames[index] for index in kept]))
+    tracks = [Track(track.id, {kept[row]: face for row, face in track.detections.items()})
+              for track in tracks[:max_tracks]] or [Track(-1)]
+    for index in sorted(set(range(len(frames))) - set(kept)):
+        _assign(tracks, index, found, looks)
+    every = np.arange(len(frames))
+    return some, [_cut_track(track, frames, found, looks, every, tight_box) for track in tracks]
+
+
+def _cut_track(track: Track, frames: Sequence[np.ndarray], found: Sequence[Sequence[Detection]],
+               looks: Looks, indices: np.ndarray, framing: Callable[[np.ndarray], np.ndarray]) -> FaceCrops:
     """One person in the frames at ``indices``."""
     places = [track.box_at(index) for index in indices]
+    places = [place if place and _is_there(track, index, place[0], found[index], looks) else None
+              for index, place in zip(indices, places, strict=True)]
     boxes = np.stack([framing(place[0]) if place else fallback_box(*frames[index].shape[:2])
                       for index, place in zip(indices, places, strict=True)])
     images = np.stack([cut(frames[index], box) for index, box in zip(indices, boxes, strict=True)])
     return FaceCrops(images, boxes, [place[1] if place else "fallback" for place in places], indices,
                      track.id)
+
+
+def _is_there(track: Track, frame: int, box: np.ndarray, faces: Sequence[Detection], looks: Looks) -> bool:
+    """Whether a track's face may be at an estimated box: the same scene and head, and nobody else's face."""
+    if frame in track.detections:
+        return True
+    centre, side = box[:2] + box[2:] / 2, np.sqrt(box[2] * box[3])
+    return (not any(np.linalg.norm(face.centre - centre) < side / 2 for face in faces)
+            and all(looks.same_scene(frame, seen) and looks.same_head(
+                (frame, tight_box(box)), (seen, tight_box(track.detections[seen].box)), turned=True)
+                for seen in track.near(frame)))
 
 
 def reference_faces(path: str | Path, finder: FaceFinder, rows: int = ROWS, max_failures: int = 20,

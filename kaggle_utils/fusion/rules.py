@@ -1,6 +1,7 @@
 """Fuse a clip's faces and voice into one P(fake), and calibrate logits to probabilities."""
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -15,6 +16,24 @@ BRANCH_OUTPUTS = ("embedding", "side1", "side2", "side3")
 def log_odds(probability: float) -> float:
     """log(p / (1 − p)): the shift that a prior adds to a logit calibrated on balanced data."""
     return math.log(probability / (1 - probability))
+
+
+def at_prior(balanced, prior: float):
+    """A probability at a prior of 0.5, as it is at another prior; 0 and 1 stay."""
+    fake, real = np.asarray(balanced) * prior, (1 - np.asarray(balanced)) * (1 - prior)
+    return fake / (fake + real)
+
+
+def any_fake(logits: Sequence[float], prior: float) -> float:
+    """P(at least one of several people is fake): noisy-or, with ``prior`` for the whole shared among them.
+
+    People about whom nothing is known (logits of 0) return exactly the prior; one person gets all of it.
+
+    Args:
+        logits: calibrated at a prior of 0.5, one of each person.
+    """
+    share = log_odds(1 - (1 - prior) ** (1 / len(logits)))
+    return float(1 - np.prod(1 - sigmoid(np.asarray(logits) + share)))
 
 POOLINGS = {"confident": metrics.confident_strategy, "power": metrics.power_transform}  # from the challenge
 
@@ -33,7 +52,9 @@ class Calibration:
 
     Args:
         lines: ``{"crop": (scale, shift), "face": …, "voice": …, "clip": …}``; kinds not listed stay unscaled.
-        limits: lowest and highest probability ever returned.
+            ``crop`` is fitted on single crops, ``face`` on the means of a person's ten
+            (``fusion.training.branch_lines``): a mean varies less than a crop.
+        limits: lowest and highest probability ever returned at a prior of 0.5; other priors shift them too.
         pooling: of a person's frames, ``mean`` (of the logits) or one of ``POOLINGS``.
     """
 
@@ -50,20 +71,25 @@ class Calibration:
 
     def probability(self, raw, kind: str, prior: float):
         """Calibrated P(fake) at ``prior``, within the limits; NaN stays NaN."""
-        return np.clip(sigmoid(self.logit(raw, kind) + log_odds(prior)), *self.limits)
+        return at_prior(np.clip(sigmoid(self.logit(raw, kind)), *self.limits), prior)
+
+    def within_limits(self, probability: float, prior: float) -> float:
+        """A fused P(fake) at ``prior``, within the limits."""
+        return float(np.clip(probability, *at_prior(np.array(self.limits), prior)))
 
 
 class Fusion(Protocol):
     """Fuses the branches of one clip."""
 
     def __call__(self, face: dict[str, np.ndarray], seen: np.ndarray, voice: dict[str, np.ndarray] | None,
-                 prior: float) -> float:
+                 prior: float, others: Sequence[float] = ()) -> float:
         """
         Args:
-            face: outputs of the face network for the ten crops, each (10, …).
+            face: outputs of the face network for ten crops of the most suspicious person, each (10, …).
             seen: bool (10,), False for fallback crops.
             voice: outputs of the voice network for the windows, each (windows, …), or None without a voice.
             prior: share of fakes expected.
+            others: the calibrated logits of the other people.
 
         Returns:
             P(fake) in [0, 1]; the prior if there is neither a face nor a voice.
@@ -74,7 +100,7 @@ class NoisyOr:
     """A clip is fake if its face or its voice is: 1 − (1 − P(face fake)) (1 − P(voice fake)).
 
     The prior is split between the two: uninformative branches (logits of 0) return exactly the prior. A
-    missing branch cannot be fake; the other one then gets the whole prior.
+    missing branch cannot be fake; the other one then gets the whole prior. Several people share the face's.
 
     Args:
         calibration: of the branches' logits.
@@ -84,28 +110,31 @@ class NoisyOr:
     def __init__(self, calibration: Calibration, voice_share: float):
         self.calibration, self.voice_share = calibration, voice_share
 
-    def __call__(self, face, seen, voice, prior) -> float:
+    def __call__(self, face, seen, voice, prior, others=()) -> float:
         if not seen.any() and voice is None:
             return prior
         voice_prior = 0.0 if voice is None else self.voice_share * prior if seen.any() else prior
-        chances = [0.0, 0.0]
+        of_faces = of_voice = 0.0
         if seen.any():
             logit = self.calibration.logit(pooled(face["logit"][:, 0], seen, self.calibration.pooling),
                                            "face")
-            chances[0] = sigmoid(logit + log_odds(1 - (1 - prior) / (1 - voice_prior)))
+            of_faces = any_fake([float(logit), *others], 1 - (1 - prior) / (1 - voice_prior))
         if voice is not None:
-            chances[1] = sigmoid(self.calibration.logit(voice["logit"].mean(), "voice")
-                                 + log_odds(voice_prior))
-        return float(1 - (1 - chances[0]) * (1 - chances[1]))
+            of_voice = float(sigmoid(self.calibration.logit(voice["logit"].mean(), "voice")
+                                     + log_odds(voice_prior)))
+        return float(1 - (1 - of_faces) * (1 - of_voice))
 
 
 class LastNetwork:
-    """The study's last CNN on the embeddings and side outputs of both branches; missing inputs are masked."""
+    """The study's last CNN on both branches' embeddings and side outputs; missing inputs are masked.
+
+    It hears of the most suspicious person alone.
+    """
 
     def __init__(self, network, calibration: Calibration):
         self.network, self.calibration = network, calibration
 
-    def __call__(self, face, seen, voice, prior) -> float:
+    def __call__(self, face, seen, voice, prior, others=()) -> float:
         if not seen.any() and voice is None:
             return prior
         inputs = {f"face_{name}": face[name][None] for name in BRANCH_OUTPUTS}

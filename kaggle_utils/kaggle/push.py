@@ -232,7 +232,7 @@ def stage_data(owner: str, build: Path, root: Path | None = None) -> Path:
     metadata = {"id": f"{owner}/{DATA_SLUG}", "title": DATA_TITLE, "licenses": [{"name": "other"}],
                 "subtitle": "Code, weights and wheels for deepfake detection"}
     write_json(folder / "dataset-metadata.json", metadata)
-    for part in ("kaggle_utils", "models"):
+    for part in ("kaggle_utils", "models", "recipes"):
         shutil.copytree(root / part, folder / "project" / part, ignore=shutil.ignore_patterns("__pycache__"))
     for part in ("LICENSE", "NOTICE"):
         shutil.copy(root / part, folder / "project")

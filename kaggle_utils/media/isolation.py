@@ -60,9 +60,10 @@ def read_frames(path: str | Path, count: int = 10) -> video.Frames:
     path = Path(path)
     if multiprocessing.current_process().daemon:  # a dask worker may start none; its nanny replaces it
         return video.read_frames(path, count)
-    limit_s = video.time_limit(path)
+    found = video.survey(path)
+    limit_s = video.time_limit(path, found)
     try:
-        return _reader(os.getpid()).call(limit_s, video.read_frames, path, count)
+        return _reader(os.getpid()).call(limit_s, video.read_frames, path, count, found)
     except TimeoutError as error:
         raise video.UnreadableClip(path, f"the picture was not decoded in {limit_s:.0f} s") from error
     except BrokenProcessPool as error:

@@ -5,12 +5,14 @@ from pathlib import Path
 
 import numpy as np
 
-from .video import CONTAINERS, MP4_BOXES, UnreadableClip, check_file, run_ffmpeg
+from .files import CONTAINERS, MP4_BOXES, UnreadableClip, check_file, run_ffmpeg
 
 REFERENCE_RATE = 8000  # Hz, for the study's 1D network
 REFERENCE_SAMPLES = 30000
 SAMPLE_RATE = 16000  # Hz, for the spectrogram networks: vocoders leave traces above 4 kHz
 LONGEST = 600.0  # s
+LOST = 0.25  # a mix below this share of its loudest channel has lost the voice: the channels cancel out
+LOUD = 0.06  # a louder mix (RMS) has not
 
 DEMUXERS = f"{CONTAINERS},wav,flac,mp3,aac,aiff,caf,au"
 MAGIC = (b"RIFF", b"\x1aE\xdf\xa3", b"OggS", b"fLaC", b"ID3", b"\xff\xfb", b"\xff\xf3", b"\xff\xf2",
@@ -23,6 +25,8 @@ def read_voice(path: str | Path, sample_rate: int = SAMPLE_RATE,
                seconds: float | None = LONGEST) -> np.ndarray | None:
     """The sound track of a clip mixed to mono, float32 (T,) in [-1, 1]; None without a sound track.
 
+    Where the two channels of a stereo track cancel each other out, it is the louder one.
+
     Args:
         sample_rate: in Hz; ffmpeg resamples with a low-pass filter.
         seconds: how much to read from the start; None: all of it (64 kB per second at 16 kHz).
@@ -30,8 +34,25 @@ def read_voice(path: str | Path, sample_rate: int = SAMPLE_RATE,
     Raises:
         UnreadableClip: not a clip or sound file, or its sound track cannot be decoded.
     """
-    samples = _decode(Path(path), sample_rate, 1, seconds)
-    return None if samples is None else samples[:, 0]
+    samples, listed = _decode(Path(path), sample_rate, 1, seconds)
+    if samples is None:
+        return None
+    if re.search(r"Audio: .*stereo", listed) and _rms(samples) < LOUD:
+        channels, _ = _decode(Path(path), sample_rate, 2, seconds)
+        if channels is not None and _rms(samples) < LOST * max(_rms(channels[:, 0]), _rms(channels[:, 1])):
+            return mixed(channels)
+    return samples[:, 0]
+
+
+def mixed(samples: np.ndarray) -> np.ndarray:
+    """Channels (T, channels) mixed to mono (T,), or the loudest one where the mix has lost the voice."""
+    mix = samples.mean(axis=1)
+    loudest = max(samples.T, key=_rms)
+    return loudest if _rms(mix) < LOST * _rms(loudest) else mix
+
+
+def _rms(samples: np.ndarray) -> float:
+    return float(np.sqrt(np.mean(np.square(samples)))) if samples.size else 0.0
 
 
 def read_reference_voice(path: str | Path) -> np.ndarray | None:
@@ -42,7 +63,7 @@ def read_reference_voice(path: str | Path) -> np.ndarray | None:
     Raises:
         UnreadableClip: as :func:`read_voice`.
     """
-    samples = _decode(Path(path), REFERENCE_RATE, 2, REFERENCE_SAMPLES / REFERENCE_RATE)
+    samples, _ = _decode(Path(path), REFERENCE_RATE, 2, REFERENCE_SAMPLES / REFERENCE_RATE)
     return None if samples is None else fixed_length(samples[:, 0], REFERENCE_SAMPLES)[:, None]
 
 
@@ -51,18 +72,19 @@ def fixed_length(samples: np.ndarray, length: int) -> np.ndarray:
     return np.pad(samples[:length], (0, max(0, length - len(samples))))
 
 
-def _decode(path: Path, sample_rate: int, channels: int, seconds: float | None) -> np.ndarray | None:
-    """Samples float32 (T, channels), or None without a sound track."""
+def _decode(path: Path, sample_rate: int, channels: int,
+            seconds: float | None) -> tuple[np.ndarray | None, str]:
+    """Samples float32 (T, channels), or None without a sound track, and what ffmpeg says of the file."""
     _check_container(path)
     length = [] if seconds is None else ["-t", seconds]
-    decoded = run_ffmpeg(path, "-vn", "-sn", "-dn", "-ac", channels, "-ar", sample_rate, *length, "-f",
-                         "s16le", "-", demuxers=DEMUXERS)
+    decoded, listed = run_ffmpeg(path, "-vn", "-sn", "-dn", "-ac", channels, "-ar", sample_rate, *length,
+                                 "-f", "s16le", "-", demuxers=DEMUXERS, kept="both")
     samples = np.frombuffer(decoded[: len(decoded) // (2 * channels) * 2 * channels], "<i2")
     if len(samples):
-        return (samples / np.float32(32768)).reshape(-1, channels)
+        return (samples / np.float32(32768)).reshape(-1, channels), listed.decode(errors="replace")
     if _has_sound_track(path):
         raise UnreadableClip(path, "its sound track cannot be decoded")
-    return None
+    return None, ""
 
 
 def _check_container(path: Path) -> None:

@@ -1,14 +1,7 @@
-"""Frames of a clip: upright, RGB, evenly spread, decoded in one pass with OpenCV's FFmpeg reader.
-
-Clips are untrusted. Only regular files in the containers of ``CONTAINERS`` are opened, and FFmpeg may not
-follow a playlist or a concat script to other files or to the network, whatever the file's name.
-"""
+"""Frames of a clip: upright, RGB, evenly spread, decoded in one pass with OpenCV's FFmpeg reader."""
 
 import math
 import os
-import re
-import stat
-import subprocess
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,34 +11,36 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-CONTAINERS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpegts,mpeg,flv,asf,ogg"  # names of FFmpeg's demuxers
+from .files import (
+    CONTAINERS,
+    MP4_BOXES,
+    Survey,
+    UnreadableClip,
+    boxes,
+    check_file,
+    display_matrix,
+    run_ffmpeg,
+    survey,
+    time_limit,
+)
+
 CAPTURE_OPTIONS = f"protocol_whitelist;file|format_whitelist;{CONTAINERS}"
-MP4_BOXES = (b"ftyp", b"moov", b"mdat", b"free", b"skip", b"wide")
-LIMIT_S, LIMIT_S_PER_MB = 60.0, 2.0  # to decode a clip; 1080p takes about 0.5 s per MB on one core
 UPRIGHT = {90: cv2.ROTATE_90_CLOCKWISE, 180: cv2.ROTATE_180, 270: cv2.ROTATE_90_COUNTERCLOCKWISE}
+SLACK = 0.1  # how far a frame may be from the middle of its part, in parts, before the clip is read again
+MOST_ASPECT = 4.0  # pixels longer or wider than this are a mistake of the header
 
 # Silence FFmpeg and OpenCV: errors are raised below with a file name and a reason.
 os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")
 cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_FATAL)
 
 
-class UnreadableClip(Exception):
-    """A file without a readable frame (or sound): ``path``, and ``reason`` in words."""
-
-    def __init__(self, path: str | Path, reason: str):
-        super().__init__(path, reason)  # both, to be picklable between processes
-        self.path, self.reason = Path(path), reason
-
-    def __str__(self) -> str:
-        return f"{self.path}: {self.reason}"
-
-
 @dataclass(frozen=True)
 class ClipInfo:
     """A clip's header.
 
-    ``width`` and ``height`` are in pixels as shown, after rotation; ``rotation`` is the clockwise turn in
-    degrees (0, 90, 180, 270) that makes the picture upright; ``frame_count`` is 0 and ``fps`` 0.0 if unknown.
+    ``width`` and ``height`` are in pixels as shown; the stored picture becomes upright if its width is
+    multiplied by ``aspect``, it is ``mirrored`` left to right, and turned clockwise by ``rotation`` degrees
+    (0, 90, 180, 270). ``frame_count`` is 0 and ``fps`` 0.0 if unknown.
     """
 
     width: int
@@ -55,6 +50,8 @@ class ClipInfo:
     duration_s: float
     rotation: int
     codec: str
+    mirrored: bool = False
+    aspect: float = 1.0
 
 
 @dataclass
@@ -74,7 +71,7 @@ def probe(path: str | Path) -> ClipInfo:
         UnreadableClip: missing, empty, truncated before its index, or not a video.
     """
     with _open(path) as capture:
-        return _info(capture)
+        return _info(capture, Path(path))
 
 
 def iter_frames(path: str | Path) -> Iterator[tuple[int, float, np.ndarray]]:
@@ -86,19 +83,23 @@ def iter_frames(path: str | Path) -> Iterator[tuple[int, float, np.ndarray]]:
         UnreadableClip: as :func:`probe`, at the first step.
     """
     with _open(path) as capture:
-        info = _info(capture)
+        info = _info(capture, Path(path))
         for index, time_s in _grab(capture, info.fps):
-            if (image := _retrieve(capture, info.rotation)) is not None:
+            if (image := _retrieve(capture, info)) is not None:
                 yield index, time_s, image
 
 
-def read_frames(path: str | Path, count: int = 10) -> Frames:
-    """Evenly spread frames: the middles of ``count`` equal parts of the clip.
+def read_frames(path: str | Path, count: int = 10, found: Survey | None = None) -> Frames:
+    """The frames shown at the middles of ``count`` equal parts of the clip's time.
 
     Middles represent their parts, and avoid the fades and the damage that are common at both ends. All frames
     are grabbed (a seek would decode from the last key frame, and DFDC clips have one or two), but only the
-    wanted ones are converted. The header's number of frames may be wrong. If so, a second pass spreads them
-    over the frames that decode, and a warning gives their number. A shorter clip gives each frame once.
+    wanted ones are converted. If fewer decode than the file has, a second pass spreads them again, and a
+    warning gives their number. A shorter clip gives each frame once. A picture that is shown for more than
+    one part is repeated.
+
+    Args:
+        found: the clip's :func:`survey`, if it was made before.
 
     Returns:
         ``Frames`` with 1 to ``count`` images; ``info`` holds the number of frames that decode.
@@ -108,20 +109,37 @@ def read_frames(path: str | Path, count: int = 10) -> Frames:
         ValueError: ``count`` is less than 1.
     """
     path = Path(path)
-    images, times, decoded, header = _read(path, count)
-    if decoded and decoded != header.frame_count:
-        images, times, decoded, _ = _read(path, count, decoded)
-    if not images or _is_interlaced(path):
-        decoded = decoded or header.frame_count
-        images, times = _read_copy(path, evenly_spread(decoded, count))
+    found = survey(path) if found is None else found
+    images, picked, stamps_s, header = _read(path, spread(found.stamps_s, count))
+    wanted = spread(stamps_s, count)
+    if wanted and _is_off(stamps_s, picked, wanted):
+        images, picked, stamps_s, _ = _read(path, wanted)
+    times_s = stamps_s[picked]
+    if not images or found.through_copy or _stand_still(images, times_s):
+        wanted = wanted or spread(found.stamps_s, count)
+        copied, copied_s = _read_copy(path, wanted, found)
+        if copied:
+            rows = np.minimum(np.unique(wanted, return_inverse=True)[1], len(copied) - 1)
+            images, times_s = [copied[row] for row in rows], copied_s[rows]
     if not images:
         raise UnreadableClip(path, f"no frame decodes of the {header.frame_count} in its header "
                                    f"(codec {header.codec!r})")
-    info = replace(header, frame_count=decoded, duration_s=_duration(decoded, header.fps))
-    warnings = []
-    if 0 < header.frame_count != decoded:
-        warnings.append(f"{path.name}: {decoded} frames decode of the {header.frame_count} in its header")
-    return Frames(images, np.array(times), info, warnings)
+    decoded = len(stamps_s) or len(found.stamps_s)
+    info = replace(header, frame_count=decoded, duration_s=_length(stamps_s, header.fps) or found.duration_s)
+    return Frames(images, times_s, info, _missing(path, header, info, found))
+
+
+def spread(stamps_s: np.ndarray, count: int) -> list[int]:
+    """The frames shown at the middles of ``count`` equal parts of the time; all, if there are fewer.
+
+    Args:
+        stamps_s: float (n,), when each frame begins, in order.
+    """
+    frames = len(stamps_s)
+    if frames <= count or _is_regular(stamps_s):
+        return evenly_spread(frames, count)
+    middles = (np.arange(count) + 0.5) / count * _length(stamps_s)
+    return np.maximum(np.searchsorted(stamps_s, stamps_s[0] + middles, "right") - 1, 0).tolist()
 
 
 def evenly_spread(frame_count: int, count: int) -> list[int]:
@@ -132,67 +150,80 @@ def evenly_spread(frame_count: int, count: int) -> list[int]:
     return [(2 * part + 1) * frame_count // (2 * count) for part in range(count)]
 
 
-def _read(path: Path, count: int,
-          frame_count: int | None = None) -> tuple[list[np.ndarray], list[float], int, ClipInfo]:
-    """One pass: images, their times, the number of frames that decode, and the header.
+def _is_regular(stamps_s: np.ndarray) -> bool:
+    """Whether the frames follow each other at one rate, to half a frame."""
+    even = np.linspace(stamps_s[0], stamps_s[-1], len(stamps_s))
+    return bool(np.abs(stamps_s - even).max() <= 0.5 * (even[1] - even[0])) if len(even) > 1 else True
 
-    Images are spread over ``frame_count`` frames, by default the header's number. A damaged frame gives way
-    to the next.
+
+def _length(stamps_s: np.ndarray, fps: float = 0.0) -> float:
+    """Seconds from the first frame to the end of the last one, which is shown as long as the one before."""
+    if len(stamps_s) < 2:
+        return _duration(len(stamps_s), fps)
+    if fps and abs(np.median(np.diff(stamps_s)) * fps - 1) < 0.1 and _is_regular(stamps_s):
+        return _duration(len(stamps_s), fps)
+    return float(2 * stamps_s[-1] - stamps_s[-2] - stamps_s[0])
+
+
+def _is_off(stamps_s: np.ndarray, picked: list[int], wanted: list[int]) -> bool:
+    """Whether frames are missing or far from where they should be."""
+    apart_s = SLACK * _length(stamps_s) / len(wanted)
+    return len(picked) != len(wanted) or bool(np.abs(stamps_s[picked] - stamps_s[wanted]).max() > apart_s)
+
+
+def _stand_still(images: list[np.ndarray], times_s: np.ndarray) -> bool:
+    """Whether a picture comes again byte for byte: a still, or a decoder that stopped showing new ones."""
+    return any(later > earlier and np.array_equal(one, other) for one, other, earlier, later
+               in zip(images, images[1:], times_s, times_s[1:], strict=False))
+
+
+def _missing(path: Path, header: ClipInfo, info: ClipInfo, found: Survey) -> list[str]:
+    """The warning that frames are missing: MP4 and AVI give their number, others at most the duration."""
+    with open(path, "rb") as file:
+        start = file.read(8)
+    if start[4:8] in MP4_BOXES or start[:4] == b"RIFF":
+        short = 0 < header.frame_count != info.frame_count
+    else:
+        sound_s = max(found.sound_s, default=0.0) - min(found.stamps_s, default=0.0)
+        short = max(info.duration_s, sound_s) < 0.9 * found.duration_s
+    counted = f"{info.frame_count} frames decode of the {header.frame_count} in its header"
+    return [f"{path.name}: {counted}"] if short else []
+
+
+def _read(path: Path, wanted: list[int]) -> tuple[list[np.ndarray], list[int], np.ndarray, ClipInfo]:
+    """One pass: the images at ``wanted``, their indices, the times of all frames that decode, and the header.
+
+    A damaged frame gives way to the next.
     """
-    images, times, decoded = [], [], 0
+    images: list[np.ndarray] = []
+    picked, stamps_s = [], []
     with _open(path) as capture:
-        header = _info(capture)
-        wanted = evenly_spread(header.frame_count if frame_count is None else frame_count, count)
+        header = _info(capture, path)
         for index, time_s in _grab(capture, header.fps):
-            decoded = index + 1
-            due = len(images) < len(wanted) and index >= wanted[len(images)]
-            if due and (image := _retrieve(capture, header.rotation)) is not None:
-                images.append(image)
-                times.append(time_s)
-    return images, times, decoded, header
+            stamps_s.append(time_s)
+            due = sum(index >= place for place in wanted[len(images):])
+            if due and (image := _retrieve(capture, header)) is not None:
+                images += due * [image]
+                picked += due * [index]
+    return images, picked, np.array(stamps_s), header
 
 
-def _is_interlaced(path: Path) -> bool:
-    """Whether ffmpeg finds interlaced fields: OpenCV 4.13 and 5.0 then return uninitialised memory."""
-    return re.search(rb"^ +Stream #.*: Video: (dvvideo|.*(top|bottom) (coded )?first)",
-                     run_ffmpeg(path, kept="stderr"), re.MULTILINE) is not None
+def _read_copy(path: Path, wanted: list[int], found: Survey) -> tuple[list[np.ndarray], np.ndarray]:
+    """The frames at ``wanted``, each once, and their times, through a lossless ffmpeg copy.
 
-
-def _read_copy(path: Path, wanted: list[int]) -> tuple[list[np.ndarray], list[float]]:
-    """The frames at ``wanted`` and their times, through a lossless ffmpeg copy: deinterlaced, or of AV1."""
-    chosen = "+".join(f"eq(n,{index})" for index in wanted) or "0"
+    The copy is deinterlaced, upright, and in a codec that OpenCV reads.
+    """
+    chosen = "+".join(f"eq(n,{index})" for index in sorted({*wanted})) or "0"
     with tempfile.TemporaryDirectory() as folder:
         copy = Path(folder) / "frames.mkv"
         run_ffmpeg(path, "-an", "-sn", "-dn", "-vf",
-                   f"yadif=deint=interlaced,select='{chosen}',setfield=prog", "-fps_mode", "passthrough",
-                   "-pix_fmt", "yuv444p", "-c:v", "libx264", "-preset", "ultrafast", "-qp", "0", copy)
+                   f"yadif=deint=interlaced,select='{chosen}',setfield=prog", "-fps_mode",
+                   "passthrough", "-pix_fmt", "yuv444p", "-c:v", "libx264", "-preset", "ultrafast", "-qp",
+                   "0", copy, limit_s=time_limit(path, found))
         if not copy.is_file() or not copy.stat().st_size:
-            return [], []
-        images, times, _, _ = _read(copy, len(wanted), len(wanted))
-    return images, times
-
-
-def run_ffmpeg(path: Path, *options: object, demuxers: str = CONTAINERS, kept: str = "stdout") -> bytes:
-    """Read a file with moviepy's ffmpeg, known containers only, and return its ``stdout`` or ``stderr``.
-
-    The other stream is discarded: on a damaged track its errors would fill a pipe and block ffmpeg.
-
-    Raises:
-        UnreadableClip: it takes too long or crashes.
-    """
-    from moviepy.config import FFMPEG_BINARY  # the same name in moviepy 1.0.3 and 2.2
-
-    command = [FFMPEG_BINARY, "-hide_banner", "-nostdin", "-protocol_whitelist", "file", "-format_whitelist",
-               demuxers, "-i", str(path.resolve()), *map(str, options)]
-    pipes = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL, kept: subprocess.PIPE}
-    limit_s = time_limit(path)
-    try:
-        done = subprocess.run(command, **pipes, check=False, timeout=limit_s)
-    except subprocess.TimeoutExpired as error:
-        raise UnreadableClip(path, f"ffmpeg did not finish in {limit_s:.0f} s") from error
-    if done.returncode < 0:
-        raise UnreadableClip(path, f"ffmpeg crashed (signal {-done.returncode})")
-    return getattr(done, kept)
+            return [], np.zeros(0)
+        images, picked, stamps_s, _ = _read(copy, list(range(len(set(wanted)))))
+    return images, stamps_s[picked]
 
 
 @contextmanager
@@ -211,33 +242,6 @@ def _open(path: str | Path) -> Iterator[cv2.VideoCapture]:
         capture.release()
 
 
-def check_file(path: Path) -> None:
-    """Reject files unsafe for a decoder: OpenCV crashes on a non-UTF-8 name and blocks for ever on a pipe.
-
-    Raises:
-        UnreadableClip: missing, empty, not a regular file, not permitted, or with such a name.
-    """
-    try:
-        if not stat.S_ISREG(path.stat().st_mode):
-            raise UnreadableClip(path, "not a regular file")
-        str(path.resolve()).encode()
-        with open(path, "rb") as file:
-            empty = not file.read(1)
-    except FileNotFoundError as error:
-        raise UnreadableClip(path, "no such file") from error
-    except UnicodeEncodeError as error:
-        raise UnreadableClip(path, "its name is not valid UTF-8") from error
-    except OSError as error:
-        raise UnreadableClip(path, f"cannot be opened: {error.strerror}") from error
-    if empty:
-        raise UnreadableClip(path, "empty file")
-
-
-def time_limit(path: Path) -> float:
-    """Seconds after which a decoder still working on this file is considered hung."""
-    return LIMIT_S + (LIMIT_S_PER_MB * path.stat().st_size / 1e6 if os.path.isfile(path) else 0)
-
-
 def _why_not(path: Path) -> str:
     """The reason why a file does not open, from its first bytes."""
     with open(path, "rb") as file:
@@ -246,29 +250,25 @@ def _why_not(path: Path) -> str:
         return "not a video: a playlist, which might open other files"
     if start[4:8] not in MP4_BOXES:
         return f"not a video: starts with {start!r}, expected one of the containers {CONTAINERS}"
-    if b"moov" not in _whole_boxes(path):
+    with open(path, "rb") as file:
+        whole = {name for name, *_ in boxes(file, 0, path.stat().st_size)}
+    if b"moov" not in whole:
         return f"cut before its index: an MP4 file of {path.stat().st_size} bytes without a complete moov box"
     return "not a video: an MP4 file without a picture track that decodes"
 
 
-def _whole_boxes(path: Path) -> set[bytes]:
-    """The types of an MP4 file's complete top-level boxes (ISO/IEC 14496-12, section 4.2)."""
-    found, start, end = set(), 0, path.stat().st_size
-    with open(path, "rb") as file:
-        while len(head := file.read(16)) >= 8:
-            size = int.from_bytes(head[:4], "big")
-            size = {0: end - start, 1: int.from_bytes(head[8:], "big")}.get(size, size)  # to the end; 64-bit
-            start += size
-            if size < 8 or start > end:
-                break
-            found.add(head[4:8])
-            file.seek(start)
-    return found
-
-
-def _info(capture: cv2.VideoCapture) -> ClipInfo:
+def _info(capture: cv2.VideoCapture, path: Path) -> ClipInfo:
+    matrix, mirrored = display_matrix(path), False
     rotation = int(capture.get(cv2.CAP_PROP_ORIENTATION_META)) % 360
+    if matrix is not None:
+        mirrored = bool(np.linalg.det(matrix) < 0)
+        across = -matrix[0] if mirrored else matrix[0]
+        rotation = round(math.degrees(math.atan2(across[1], across[0]))) % 360
     width, height = int(capture.get(cv2.CAP_PROP_FRAME_WIDTH)), int(capture.get(cv2.CAP_PROP_FRAME_HEIGHT))
+    over, under = capture.get(cv2.CAP_PROP_SAR_NUM), capture.get(cv2.CAP_PROP_SAR_DEN)
+    aspect = over / under if over > 0 and under > 0 else 1.0
+    aspect = aspect if 1 / MOST_ASPECT <= aspect <= MOST_ASPECT else 1.0
+    width = max(1, round(width * aspect))
     if rotation in (90, 270):
         width, height = height, width
     fps = capture.get(cv2.CAP_PROP_FPS)
@@ -277,7 +277,7 @@ def _info(capture: cv2.VideoCapture) -> ClipInfo:
     code = int(capture.get(cv2.CAP_PROP_FOURCC)) & 0xFFFFFFFF
     codec = code.to_bytes(4, "little").decode("latin-1").strip("\0 ")
     return ClipInfo(width, height, fps, count, _duration(count, fps), rotation if rotation in UPRIGHT else 0,
-                    codec)
+                    codec, mirrored, aspect)
 
 
 def _duration(frame_count: int, fps: float) -> float:
@@ -300,10 +300,14 @@ def _grab(capture: cv2.VideoCapture, fps: float) -> Iterator[tuple[int, float]]:
         index += 1
 
 
-def _retrieve(capture: cv2.VideoCapture, rotation: int) -> np.ndarray | None:
-    """The grabbed frame, uint8 RGB (H, W, 3), upright; None if it is damaged."""
+def _retrieve(capture: cv2.VideoCapture, info: ClipInfo) -> np.ndarray | None:
+    """The grabbed frame, uint8 RGB (H, W, 3), upright and in its display shape; None if it is damaged."""
     decoded, image = capture.retrieve()
     if not decoded or image is None:
         return None
     image = cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
-    return cv2.rotate(image, UPRIGHT[rotation]) if rotation else image
+    if info.aspect != 1:
+        size = max(1, round(image.shape[1] * info.aspect)), image.shape[0]
+        image = cv2.resize(image, size, interpolation=cv2.INTER_CUBIC if info.aspect > 1 else cv2.INTER_AREA)
+    image = cv2.flip(image, 1) if info.mirrored else image
+    return cv2.rotate(image, UPRIGHT[info.rotation]) if info.rotation else image

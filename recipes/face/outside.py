@@ -10,10 +10,11 @@ import keras
 import numpy as np
 import pandas as pd
 
-from .. import storage
-from ..datasets.dfdc import FAKE, REAL, read_dfdc
-from ..metrics import auc, bootstrap_interval, sigmoid
-from .data import CROP_SIZE, Faces, is_kept_portrait, read_split
+from kaggle_utils import storage
+from kaggle_utils.datasets.dfdc import FAKE, REAL, read_dfdc
+from kaggle_utils.face.data import CROP_SIZE, Faces, is_kept_portrait, read_split
+from kaggle_utils.metrics import auc, bootstrap_interval, sigmoid
+
 from .evaluation import face_metrics, predict_logits
 
 FOLDS = "face_folds.csv"  # scores of clips by networks that met neither their generator nor their people

@@ -6,24 +6,25 @@ Needs keras, a backend (JAX, PyTorch or TensorFlow), numpy, pandas, scipy and so
 
 import json
 import time
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
-from itertools import islice
 from pathlib import Path
 
 import keras
 import numpy as np
 import pandas as pd
 
-from .. import blocks, storage
-from ..datasets.dfdc import FAKE, REAL
-from ..kaggle.paths import models_folder
-from ..media.sound import REFERENCE_RATE, REFERENCE_SAMPLES, SAMPLE_RATE
-from ..training import PlanEpochs, WarmupCosine, dtype_policy, fast_policy
-from . import networks
+from kaggle_utils import blocks, storage
+from kaggle_utils.datasets.dfdc import FAKE, REAL
+from kaggle_utils.kaggle.paths import models_folder
+from kaggle_utils.media.sound import REFERENCE_RATE, REFERENCE_SAMPLES, SAMPLE_RATE
+from kaggle_utils.training import PlanEpochs, WarmupCosine, dtype_policy, fast_policy
+from kaggle_utils.voice import networks
+from kaggle_utils.voice.data import CODECS, Voices, prepared, read_voices
+from kaggle_utils.voice.signal import WINDOW_SAMPLES, windows
+
 from .augment import ChannelAugment
 from .channels import make_channels, with_channels
-from .data import CODECS, Voices, prepared, read_voices
-from .signal import WINDOW_SAMPLES, windows
 
 
 # --- feeding ----------------------------------------------------------------------------------------------
@@ -198,15 +199,23 @@ def predict_logits(
     network: keras.Model, voices: Voices, rows: np.ndarray, length: int, batch: int = 64
 ) -> np.ndarray:
     """Logit of each voice, the mean over its windows: float32 (len(rows),)."""
-    cut = [windows(voices.samples[row] / np.float32(32768), length) for row in rows]
-    inputs = np.concatenate(cut).reshape(-1, *network.input_shape[1:])
-    whole = np.resize(
-        inputs, (-(-len(inputs) // batch) * batch, *inputs.shape[1:])
-    )  # one shape is compiled once
-    logits = network.predict(whole, batch_size=batch, verbose=0)["logit"][: len(inputs), 0]
-    return np.array(
-        [part.mean() for part in np.split(logits, np.cumsum([len(part) for part in cut])[:-1])], np.float32
-    )
+    return over_windows(network, "logit", [voices.samples[row] for row in rows], length, batch)[:, 0]
+
+
+def over_windows(
+    network: keras.Model, output: str, samples: Sequence[np.ndarray], length: int, batch: int = 64
+) -> np.ndarray:
+    """An output for each of int16 voices, the mean over its windows: float32 (n, size)."""
+    found = []
+    for start in range(0, len(samples), 100):
+        cut = [windows(voice / np.float32(32768), length) for voice in samples[start : start + 100]]
+        inputs = np.concatenate(cut).reshape(-1, *network.input_shape[1:])
+        whole = np.resize(
+            inputs, (-(-len(inputs) // batch) * batch, *inputs.shape[1:])
+        )  # one shape: compiled once
+        values = np.asarray(network.predict(whole, batch_size=batch, verbose=0)[output])[: len(inputs)]
+        found += [part.mean(axis=0) for part in np.split(values, np.cumsum([len(part) for part in cut])[:-1])]
+    return np.array(found, np.float32)
 
 
 def train_voice(
@@ -268,18 +277,16 @@ def _fit(settings, voices, rows, minutes, workers) -> tuple[keras.Model, list[di
 def fit_head(settings: VoiceSettings, voices: Voices) -> keras.Model:
     """Logistic regression on the frozen embedding of the file ``settings.frozen``, as its "logit".
 
-    It learns from the first window of each voice and of each of its copies. Both classes weigh alike, spoofed
-    voices as :func:`shares` has it, a page's bona fide voices as the square root of their number.
+    It learns from each voice and its copies. Both classes weigh alike, spoofed voices by :func:`shares`, a
+    page's bona fide voices as the square root of their number.
     """
     from sklearn.linear_model import LogisticRegression
     from sklearn.preprocessing import StandardScaler
 
     copies = voices.copies or [[] for _ in voices.samples]
     heard = [[samples, *some] for samples, some in zip(voices.samples, copies, strict=True)]
-    inputs = (windows(samples / np.float32(32768), settings.length)[0] for some in heard for samples in some)
     frozen = storage.load_network(models_folder() / settings.frozen)
-    embed = keras.Model(frozen.input, frozen.output["embedding"])
-    features = np.concatenate([embed.predict_on_batch(part) for part in _batched(inputs, 16)])
+    features = over_windows(frozen, "embedding", [one for some in heard for one in some], settings.length, 16)
     times = [len(some) for some in heard]
     table, labels = voices.table, np.repeat(voices.table["label"], times)
     of_page = table.groupby("page")["label"].transform(lambda column: column.eq(REAL).sum())
@@ -298,16 +305,9 @@ def fit_head(settings: VoiceSettings, voices: Voices) -> keras.Model:
     return network
 
 
-def _batched(items, size: int):
-    """Arrays of up to ``size`` items."""
-    items = iter(items)
-    while some := list(islice(items, size)):
-        yield np.stack(some)
-
-
 # --- named runs -------------------------------------------------------------------------------------------
 LINEAR = VoiceSettings(name="linear", network_options={"kinds": ("linear",), "attentive": True})
-GAIN = 2.0  # so that the frozen member weighs as much as the two others together
+GAIN = 0.9  # so that the frozen member weighs as much as the two others together
 RUNS = {
     run.name: run
     for run in (

@@ -13,15 +13,22 @@ import numpy as np
 import pandas as pd
 from tqdm.auto import tqdm
 
-from ..blocks import FRAMES
-from ..datasets.dfdc import FAKE, REAL
-from ..face.augment import FaceAugment
-from ..face.data import Faces
-from ..metrics import auc, bootstrap_interval, expected_calibration_error, fit_line, log_loss, sigmoid
-from ..results import result, save_results
-from ..voice.data import Voices
-from ..voice.signal import windows
-from .rules import BRANCH_OUTPUTS, Calibration, NoisyOr, log_odds, pooled
+from kaggle_utils.blocks import FRAMES
+from kaggle_utils.datasets.dfdc import FAKE, REAL
+from kaggle_utils.face.augment import FaceAugment
+from kaggle_utils.face.data import Faces
+from kaggle_utils.fusion.rules import BRANCH_OUTPUTS, Calibration, NoisyOr, log_odds, pooled
+from kaggle_utils.metrics import (
+    auc,
+    bootstrap_interval,
+    expected_calibration_error,
+    fit_line,
+    log_loss,
+    sigmoid,
+)
+from kaggle_utils.results import result, save_results
+from kaggle_utils.voice.data import Voices
+from kaggle_utils.voice.signal import windows
 
 MISSING = 0.15  # share of the training clips without a face, and without a voice
 KINDS = {(REAL, REAL): "real", (FAKE, REAL): "fake face", (REAL, FAKE): "fake voice",

@@ -17,10 +17,21 @@ import numpy as np
 import pandas as pd
 from keras import ops
 
-from .. import blocks, storage
-from ..datasets.dfdc import FAKE, REAL
-from ..metrics import auc, log_loss, sigmoid
-from ..training import (
+from kaggle_utils import blocks, storage
+from kaggle_utils.datasets.dfdc import FAKE, REAL
+from kaggle_utils.face import networks as face_networks
+from kaggle_utils.face.augment import FaceAugment
+from kaggle_utils.face.data import (
+    Faces,
+    is_unaltered,
+    joined,
+    keep_aside,
+    read_faces,
+    read_real_frames,
+    read_set,
+)
+from kaggle_utils.metrics import auc, log_loss, sigmoid
+from kaggle_utils.training import (
     PlanEpochs,
     WarmupCosine,
     averaged_weights,
@@ -29,10 +40,8 @@ from ..training import (
     fast_policy,
     load_checkpoint,
 )
+
 from . import efficientnet
-from . import networks as face_networks
-from .augment import FaceAugment
-from .data import Faces, is_unaltered, joined, keep_aside, read_faces, read_real_frames, read_set
 from .evaluation import face_metrics, fit_temperature, flip_averaged, predict_logits, score_faces
 from .feeding import FaceBatches
 from .twins import DESIGNS, make_twins, train_autoencoder

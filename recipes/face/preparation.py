@@ -16,12 +16,12 @@ import numpy as np
 import pandas as pd
 from tqdm.auto import tqdm
 
-from ..datasets.dfdc import read_dfdc
-from ..media import video
-from .data import CROP_SIZE, is_kept_portrait, web_fold
-from .detection import FaceFinder
-from .framing import cut, extract_faces, tight_box
-from .landmarks import mean_landmarks
+from kaggle_utils.datasets.dfdc import read_dfdc
+from kaggle_utils.face.data import CROP_SIZE, is_kept_portrait, web_fold
+from kaggle_utils.face.detection import FaceFinder
+from kaggle_utils.face.framing import cut, extract_faces, tight_box
+from kaggle_utils.face.landmarks import mean_landmarks
+from kaggle_utils.media import video
 
 KEPT_ASIDE = range(9)  # DFDC's parts 0–8 check the networks from outside: nothing learns from them
 BORDER = 50  # px around a crop in which the landmarks are looked for

@@ -4,9 +4,10 @@ import cv2
 import keras
 import numpy as np
 
-from ..datasets.dfdc import FAKE, REAL
-from .data import Faces
-from .landmarks import face_mask
+from kaggle_utils.datasets.dfdc import FAKE, REAL
+from kaggle_utils.face.data import Faces
+from kaggle_utils.face.landmarks import face_mask
+
 from .twins import TWIN_SHAPES, as_delivered, put_back
 
 LABELLED, BLENDED, TWIN = range(3)  # kinds of fakes

@@ -12,19 +12,20 @@ import keras
 import numpy as np
 import pandas as pd
 
-from .. import storage
-from ..datasets.dfdc import FAKE, REAL
-from ..media.sound import SAMPLE_RATE
-from ..metrics import auc, bootstrap_interval, equal_error_rate, fit_line, sigmoid
-from ..results import result
+from kaggle_utils import storage
+from kaggle_utils.datasets.dfdc import FAKE, REAL
+from kaggle_utils.media.sound import SAMPLE_RATE
+from kaggle_utils.metrics import auc, bootstrap_interval, equal_error_rate, fit_line, sigmoid
+from kaggle_utils.results import result
+from kaggle_utils.voice.data import FOLDS, Voices, folds, training_rows
+from kaggle_utils.voice.signal import lfcc
+
 from .channels import CHANNELS, channel_file, make_channels, with_channels
-from .data import FOLDS, Voices, folds, training_rows
-from .signal import lfcc
 from .training import RUNS, VoiceSettings, load_corpus, predict_logits, train_voice
 
 MEMBERS = ("linear", "lfcc", "quality")  # averaged: voice.keras, voice_lfcc.keras, voice_quality.keras
 SPEAKERS = "speakers"  # in the place of a fold: known systems and pages, unknown speakers
-COMMAND = "python -m kaggle_utils evaluate voice"
+COMMAND = "python -m recipes evaluate voice"
 
 
 # --- folds ------------------------------------------------------------------------------------------------
@@ -198,13 +199,16 @@ def careful_line(
 ) -> tuple[float, float]:
     """Scale and shift that make logits log odds, moved until bona fide voices rarely lie over one half.
 
-    The scale is Platt's on the folds. No more than a share ``alarms`` of bona fide voices lies over one half as
-    recorded, and no more than ``any_channel`` through any one channel.
+    The scale is Platt's on the folds. No more than a share ``alarms`` of bona fide voices lies over
+    one half as recorded, and no more than ``any_channel`` through any one channel.
     """
     scale, _ = fit_line(scores["label"], scores["logit"])
     real = scores[scores["label"] == REAL]
     shares = {channel: alarms if channel == CHANNELS[0] else any_channel for channel in CHANNELS}
-    half = max(np.quantile(some["logit"], 1 - shares[channel]) for channel, some in real.groupby("channel"))
+    half = max(
+        np.quantile(some["logit"], 1 - shares[channel], method="higher")
+        for channel, some in real.groupby("channel")
+    )
     return scale, float(-scale * half)
 
 
@@ -219,17 +223,18 @@ def tables(scores: pd.DataFrame, line: tuple[float, float]) -> dict[str, pd.Data
     recorded = of_pages[of_pages["channel"] == CHANNELS[0]]
     alone = scores[(scores["fold"] >= 0) & (scores["channel"] == CHANNELS[0])]
     networks = {name: error_rates(some).loc["all"] for name, some in alone.groupby("network")}
-    return {
+    found = {
         "EER": error_rates(recorded),
         "EER through": error_rates(of_pages, "channel").drop(index="all"),
         "EER of": pd.DataFrame(networks).T,
-        "EER, known systems, unknown speakers": error_rates(known[known["channel"] == CHANNELS[0]]).loc[
-            ["all"]
-        ],
-        "recall at 5 % false alarms": recall(recorded),
+        "recall": recall(recorded),
         "over one half": false_alarms(recorded, line, "page"),
         "over one half through": false_alarms(of_pages, line, "channel").drop(index="all"),
     }
+    if len(known):
+        heard = known[known["channel"] == CHANNELS[0]]
+        found["EER, known systems, unknown speakers"] = error_rates(heard).loc[["all"]]
+    return found
 
 
 def figures(scores: pd.DataFrame, line: tuple[float, float]) -> list[dict]:
@@ -244,7 +249,7 @@ def figures(scores: pd.DataFrame, line: tuple[float, float]) -> list[dict]:
                     f"voice/{name}/{row}",
                     value,
                     interval,
-                    data="voices",
+                    data="voice/systems, neural, bona_fide",
                     split=split,
                     command=COMMAND,
                     seed=0,

@@ -14,9 +14,9 @@ import numpy as np
 import pandas as pd
 from scipy.optimize import minimize_scalar
 
-from ..datasets.dfdc import FAKE, REAL
-from ..metrics import auc, bootstrap_interval, log_loss, sigmoid
-from .data import CROP_SIZE, Faces, is_unaltered, read_split
+from kaggle_utils.datasets.dfdc import FAKE, REAL
+from kaggle_utils.face.data import CROP_SIZE, Faces, is_unaltered, read_split
+from kaggle_utils.metrics import auc, bootstrap_interval, log_loss, sigmoid
 
 SOURCE_SIZES = (0, 185, 224, np.inf)  # source_px: small, middle and large faces
 

@@ -4,7 +4,7 @@ import keras
 import numpy as np
 from keras import ops
 
-from ..media.sound import SAMPLE_RATE
+from kaggle_utils.media.sound import SAMPLE_RATE
 
 
 @keras.saving.register_keras_serializable("kaggle_utils")

@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 from tqdm.auto import tqdm
 
-from ..media.sound import SAMPLE_RATE, UnreadableClip, read_voice
+from kaggle_utils.media.sound import SAMPLE_RATE, UnreadableClip, read_voice
 
 MANIFEST = Path(__file__).with_name("recordings.csv")
 COLUMNS = ["repository", "commit", "path", "label", "system", "speaker", "language", "licence", "pair_key"]

@@ -5,8 +5,8 @@ from pathlib import Path
 import numpy as np
 from scipy import signal
 
-from ..media.sound import SAMPLE_RATE
-from .data import CODECS, Voices, noisy, prepared, read_voices, recoded, to_int16
+from kaggle_utils.media.sound import SAMPLE_RATE
+from kaggle_utils.voice.data import CODECS, Voices, noisy, prepared, read_voices, recoded, to_int16
 
 CHANNELS = (
     "as recorded",
@@ -59,7 +59,7 @@ def _in_a_room(samples: np.ndarray, seed: int) -> np.ndarray:
 
 
 def make_channels(folder: str | Path, corpus: Voices, output: str | Path, processes: int = 1) -> None:
-    """Write ``CHANNEL.npz`` for each channel that ``output`` lacks: the voices of ``corpus`` through it, canonical.
+    """Write the voices of ``corpus`` through each channel that ``output`` lacks to ``CHANNEL.npz``.
 
     Args:
         folder: where ``corpus`` comes from (``data.read_voices``): a channel hears them as recorded.

@@ -17,8 +17,8 @@ import keras
 import numpy as np
 from keras import layers, ops
 
-from ..training import WarmupCosine, dtype_policy
-from .landmarks import face_mask
+from kaggle_utils.face.landmarks import face_mask
+from kaggle_utils.training import WarmupCosine, dtype_policy
 
 SIDES = (128, 192, 256)  # pixels: a crop passes at one of these sizes; multiples of every design's stride
 TRAINED_SIDE = 192

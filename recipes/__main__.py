@@ -1,0 +1,151 @@
+"""How the shipped weights were made and judged: ``python -m recipes COMMAND``; ``--help`` lists the commands."""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+import pandas as pd
+
+from kaggle_utils import Detector
+from kaggle_utils.kaggle import paths
+from kaggle_utils.results import save_results
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run one command and return the exit code."""
+    options = _parser().parse_args(arguments)
+    try:
+        options.run(options)
+    except (OSError, ValueError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser("python -m recipes", description="Prepare data, train, and measure.")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    corpus = commands.add_parser("corpus", help="build the corpus of voices from git clones of public demos")
+    corpus.add_argument("clones", type=Path, help="folder of clones, OWNER/NAME as in voice/recordings.csv")
+    corpus.add_argument("-o", "--output", type=Path, help="for files and index (default: work/voice/systems)")
+    corpus.set_defaults(run=build_corpus)
+
+    prepare = commands.add_parser("prepare", help="cut faces for training, with landmarks")
+    prepare.add_argument("what", choices=["dfdc", "stills", "web"], help="part folders, portraits or web clips")
+    prepare.add_argument("folder", type=Path, help="DFDC's part folders with metadata.json, or research data")
+    prepare.add_argument("-o", "--output", type=Path, help="for table and crops (default: work/WHAT_faces)")
+    prepare.set_defaults(run=prepare_faces)
+
+    train = commands.add_parser("train", help="train a network")
+    train.add_argument("branch", choices=["face", "voice"])
+    train.add_argument("name", help="run name, from RUNS in recipes/face or recipes/voice/training.py")
+    train.add_argument("--data", type=Path, help="the folder of research data (default: $DEEPFAKE_DATA)")
+    train.add_argument("--minutes", type=float, help="wall-clock limit; the schedule ends within it")
+    train.add_argument("-o", "--output", type=Path, help="for weights and scores (default: work/training)")
+    train.set_defaults(run=train_network)
+
+    evaluate = commands.add_parser("evaluate", help="test the face networks on people and generators they never "
+                                   "met, the voice networks on unheard pages, or compare saved scores of runs")
+    evaluate.add_argument("what", choices=["face", "quality", "voice", "runs"])
+    evaluate.add_argument("--data", type=Path, help="the folder of research data (default: $DEEPFAKE_DATA)")
+    evaluate.add_argument("--models", type=Path, help="folder of weights (default: models/)")
+    evaluate.add_argument("--split", choices=["validation", "test"], default="validation")
+    evaluate.add_argument("--scores", type=Path, help="for runs: a folder of scores or one table "
+                          "(default: models/face_validation.csv)")
+    evaluate.add_argument("-o", "--output", type=Path, help="for voice: folds and scores; existing ones are "
+                          "kept (default: work/folds)")
+    evaluate.set_defaults(run=evaluate_networks)
+    return parser
+
+
+def build_corpus(options: argparse.Namespace) -> None:
+    """Build the corpus of voices and print what is missing."""
+    from .voice.corpus import build
+
+    output = options.output or paths.working_folder() / "voice" / "systems"
+    missing = build(options.clones, output)
+    for reason in missing["reason"]:
+        print(reason)
+    print(f"{output / 'index.csv'}: {len(missing)} recordings are missing")
+
+
+def prepare_faces(options: argparse.Namespace) -> None:
+    """Cut faces for training."""
+    from .face import preparation
+
+    output = options.output or paths.working_folder() / f"{options.what}_faces"
+    table = getattr(preparation, f"prepare_{options.what}")(options.folder, output)
+    print(f"{output}: {len(table)} faces, {table['label'].isin(['REAL', 0]).sum()} of them REAL")
+
+
+def train_network(options: argparse.Namespace) -> None:
+    """Train one of the named runs."""
+    if options.branch == "face" and options.name == "correction":
+        from .face.correction import run_correction as run
+    elif options.branch == "face":
+        from .face.training import run_face as run
+    else:
+        from .voice.training import run_voice as run
+    output = options.output or paths.working_folder() / "training"
+    run(options.name, _research_data(options), output, options.minutes)
+
+
+def evaluate_networks(options: argparse.Namespace) -> None:
+    """Print the tables of the model cards."""
+    tables = {"voice": _voice_tables, "runs": _compared_runs, "quality": _quality, "face": _face_tables}
+    with pd.option_context("display.width", 250, "display.max_columns", None, "display.max_rows", None):
+        for name, table in tables[options.what](options).items():
+            print(f"{name}\n{table.round(3).to_string()}\n")
+
+
+def _voice_tables(options: argparse.Namespace) -> dict[str, pd.DataFrame]:
+    """The voice networks on unheard pages; the figures go to ``models/results.json``."""
+    from .voice import evaluation
+
+    line = json.loads((paths.models_folder() / "detector.json").read_text())["calibration"]["voice"]
+    output = options.output or paths.working_folder() / "folds"
+    scores = evaluation.judge_folds(_research_data(options) / "voice", output)
+    save_results(evaluation.figures(scores, line))
+    return evaluation.tables(scores, line)
+
+
+def _compared_runs(options: argparse.Namespace) -> dict[str, pd.DataFrame]:
+    from .face import evaluation
+
+    return {"validation parts 45–47": evaluation.compare(
+        options.scores or paths.models_folder() / "face_validation.csv")}
+
+
+def _quality(options: argparse.Namespace) -> dict[str, pd.DataFrame]:
+    from .face import evaluation
+
+    detector = Detector.load(options.models)
+    line = detector.calibration.lines["crop"]
+    return {"validation crops made worse": evaluation.by_quality(detector.face, _research_data(options), line=line)}
+
+
+def _face_tables(options: argparse.Namespace) -> dict[str, pd.DataFrame]:
+    from .face import outside
+
+    detector, models, data = Detector.load(options.models), options.models or paths.models_folder(), _research_data(options)
+    line, folds = detector.calibration.lines["crop"], models / outside.FOLDS
+    return {
+        f"DFDC, {options.split}": outside.evaluate_dfdc(outside.read_members(models), data, options.split, line),
+        "clips of generators and people never met (web_faces)": outside.evaluate_folds(folds, line),
+        "real clips of the same, by kind": outside.false_alarms(folds, line),
+        "whole clips": outside.evaluate_clips(detector, data),
+        "still portraits": outside.evaluate_portraits(detector, data),
+    }
+
+
+def _research_data(options: argparse.Namespace) -> Path:
+    folder = options.data or paths.research_data()
+    if folder is None:
+        raise FileNotFoundError("expected --data, or DEEPFAKE_DATA to name the folder of research data")
+    return folder
+
+
+if __name__ == "__main__":
+    sys.exit(main())

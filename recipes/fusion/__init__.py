@@ -1,0 +1,1 @@
+"""Train and compare the ways to join the branches."""
