@@ -54,9 +54,9 @@ def with_head(branch: keras.Model) -> keras.Model:
 
 @registered
 class GridStatistics(layers.Layer):
-    """Mean and deviation over the places of a grid (n, h, w, c), standardised and clipped to ±``limit``: (n, 2c).
+    """Mean and deviation over a grid (n, h, w, c), standardised and clipped to ±``limit``: (n, 2c).
 
-    ``scale`` and ``shift`` (2c) are set, not trained: what a channel is on the crops that a head is fitted on.
+    ``scale`` and ``shift`` (2c) are set, not trained: what a channel is on the crops a head is fitted on.
     """
 
     def __init__(self, limit: float = 5.0, **kwargs):
@@ -82,12 +82,13 @@ class GridStatistics(layers.Layer):
 
 
 def with_statistics(network: keras.Model, grids: tuple[str, ...]) -> keras.Model:
-    """The same network (shared weights) whose "logit" is its own plus a dense 1 of :class:`GridStatistics` of layers on the way.
+    """The same network (shared weights), its "logit" plus a dense 1 of :class:`GridStatistics` of some layers.
 
     Args:
         network: with a "logit". grids: names of layers that give (n, h, w, c).
     """
-    found = concat(*(GridStatistics(name=f"statistics_{grid}")(network.get_layer(grid).output) for grid in grids), name="statistics")
+    grids = {f"statistics_{name}": network.get_layer(name).output for name in grids}
+    found = concat(*(GridStatistics(name=name)(grid) for name, grid in grids.items()), name="statistics")
     correction = layers.Dense(1, name="correction")(found)
     logit = layers.Add(name="corrected_logit")([network.output["logit"], correction])
     return keras.Model(network.input, {**network.output, "logit": logit}, name=network.name)

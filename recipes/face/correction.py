@@ -1,8 +1,8 @@
 """Correct trained face networks for generators that they never met, and leave DFDC as it is.
 
-A linear correction reads means and deviations of a network's grids (``blocks.with_statistics``). It is fitted by logistic
-regression on web clips, portraits and real frames, with the networks' mean logit as the offset, a ridge, and a penalty that
-holds it at zero on DFDC. Minutes on a CPU, as the networks themselves stay as they are:
+A linear correction reads means and deviations of a network's grids (``blocks.with_statistics``). Logistic
+regression fits it on web clips, portraits and real frames: the networks' mean logit is the offset, a ridge keeps
+it small, and a penalty holds it at zero on DFDC. That takes minutes on a CPU, as the networks stay as they are:
 ``python -m recipes train face correction``.
 """
 
@@ -44,7 +44,9 @@ def grids_of(network: keras.Model) -> tuple[str, ...]:
 
 def read_statistics(network: keras.Model) -> Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]:
     """A function from crops (N, S, S, 3) to raw statistics float32 (N, D) and the network's logits (N,)."""
-    found = [blocks.GridStatistics(limit=np.inf)(network.get_layer(grid).output) for grid in grids_of(network)]
+    found = [
+        blocks.GridStatistics(limit=np.inf)(network.get_layer(grid).output) for grid in grids_of(network)
+    ]
     reader = keras.Model(network.input, [layers.Concatenate(name="read")(found), network.output["logit"]])
 
     def read(crops: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -54,8 +56,16 @@ def read_statistics(network: keras.Model) -> Callable[[np.ndarray], tuple[np.nda
     return read
 
 
-def fit_correction(statistics: np.ndarray, labels: np.ndarray, offset: np.ndarray, weights: np.ndarray, still: np.ndarray,
-                   ridge: float, stillness: float, steps: int = 80) -> tuple[np.ndarray, float]:
+def fit_correction(
+    statistics: np.ndarray,
+    labels: np.ndarray,
+    offset: np.ndarray,
+    weights: np.ndarray,
+    still: np.ndarray,
+    ridge: float,
+    stillness: float,
+    steps: int = 80,
+) -> tuple[np.ndarray, float]:
     """Coefficients and bias that minimise the weighted log loss of offset + correction, with both penalties.
 
     Args:
@@ -70,13 +80,19 @@ def fit_correction(statistics: np.ndarray, labels: np.ndarray, offset: np.ndarra
         value += ridge / 2 * float(slope @ slope) + stillness / 2 * float(np.square(moved).mean())
         error = (weights * (sigmoid(logits) - labels)).astype(np.float32)
         pull = (stillness * moved / count).astype(np.float32)
-        return value, np.r_[statistics.T @ error + ridge * slope + still.T @ pull, error.sum() + pull.sum()].astype(float)
+        return value, np.r_[
+            statistics.T @ error + ridge * slope + still.T @ pull, error.sum() + pull.sum()
+        ].astype(float)
 
-    point = minimize(loss, np.zeros(statistics.shape[1] + 1), jac=True, method="L-BFGS-B", options={"maxiter": steps}).x
+    point = minimize(
+        loss, np.zeros(statistics.shape[1] + 1), jac=True, method="L-BFGS-B", options={"maxiter": steps}
+    ).x
     return point[:-1], float(point[-1])
 
 
-def correct(members: dict[str, keras.Model], faces: Faces, rows: np.ndarray, settings, batches: int = 144) -> dict[str, keras.Model]:
+def correct(
+    members: dict[str, keras.Model], faces: Faces, rows: np.ndarray, settings, batches: int = 144
+) -> dict[str, keras.Model]:
     """The members with their corrections, fitted on augmented crops of the training rows.
 
     Args:
@@ -84,7 +100,10 @@ def correct(members: dict[str, keras.Model], faces: Faces, rows: np.ndarray, set
         settings: ``training.FaceSettings``, of the batches and their augmentation.
     """
     settings = replace(settings, self_blended=0.0, twins=0.0, mixed=0.0, reals_of=REALS_OF, fakes_of=FAKES_OF)
-    feed, readers = FaceBatches(faces, rows, settings, workers=1), {name: read_statistics(net) for name, net in members.items()}
+    feed, readers = (
+        FaceBatches(faces, rows, settings, workers=1),
+        {name: read_statistics(net) for name, net in members.items()},
+    )
     augment = FaceAugment(settings.size, seed=settings.seed, **(settings.augment or {}))
     seen: dict[str, list] = {name: [] for name in members}
     labels, drawn = [], []
@@ -94,25 +113,38 @@ def correct(members: dict[str, keras.Model], faces: Faces, rows: np.ndarray, set
         for name, read in readers.items():
             seen[name].append(read(pixels))
         labels.append(targets[:, 0])
-        drawn.append(feed._rows[index * settings.batch_size:(index + 1) * settings.batch_size])
+        drawn.append(feed._rows[index * settings.batch_size : (index + 1) * settings.batch_size])
         assert (feed._kinds == LABELLED).all()
     labels, drawn = np.concatenate(labels), np.concatenate(drawn)
     table = pd.DataFrame({"source": feed.sources[drawn], "label": labels})
     offset = np.mean([np.concatenate([logits for _, logits in parts]) for parts in seen.values()], axis=0)
     dfdc = (table["source"] == DFDC).to_numpy()
-    weights = table["source"].map(SOURCE_WEIGHTS).fillna(0) / table.groupby(["source", "label"])["label"].transform("size")
+    weights = table["source"].map(SOURCE_WEIGHTS).fillna(0) / table.groupby(["source", "label"])[
+        "label"
+    ].transform("size")
     corrected = {}
     for name, network in members.items():
         raw = np.concatenate([statistics for statistics, _ in seen[name]])
         mean, spread = raw.mean(0), raw.std(0) + 1e-3
         standard = np.clip((raw - mean) / spread, -LIMIT, LIMIT).astype(np.float32)
-        slope, bias = fit_correction(standard[~dfdc], labels[~dfdc], offset[~dfdc], weights.to_numpy()[~dfdc], standard[dfdc],
-                                     RIDGE.get(name, 0.1), STILLNESS.get(name, 3.0))
-        corrected[name] = _with_correction(network, mean, spread, len(members) * SHARE * slope, len(members) * SHARE * bias)
+        slope, bias = fit_correction(
+            standard[~dfdc],
+            labels[~dfdc],
+            offset[~dfdc],
+            weights.to_numpy()[~dfdc],
+            standard[dfdc],
+            RIDGE.get(name, 0.1),
+            STILLNESS.get(name, 3.0),
+        )
+        corrected[name] = _with_correction(
+            network, mean, spread, len(members) * SHARE * slope, len(members) * SHARE * bias
+        )
     return corrected
 
 
-def _with_correction(network: keras.Model, mean: np.ndarray, spread: np.ndarray, slope: np.ndarray, bias: float) -> keras.Model:
+def _with_correction(
+    network: keras.Model, mean: np.ndarray, spread: np.ndarray, slope: np.ndarray, bias: float
+) -> keras.Model:
     grids, start = grids_of(network), 0
     corrected = blocks.with_statistics(network, grids)
     for grid in grids:
@@ -120,7 +152,9 @@ def _with_correction(network: keras.Model, mean: np.ndarray, spread: np.ndarray,
         part = slice(start, start := start + layer.scale.shape[0])
         layer.scale.assign(1 / spread[part])
         layer.shift.assign(mean[part] / spread[part])
-    corrected.get_layer("correction").set_weights([slope[:, None].astype(np.float32), np.array([bias], np.float32)])
+    corrected.get_layer("correction").set_weights(
+        [slope[:, None].astype(np.float32), np.array([bias], np.float32)]
+    )
     return corrected
 
 
@@ -129,7 +163,10 @@ def run_correction(name: str, data: str | Path, output: str | Path, minutes: flo
 
     Writes ``face.keras`` and ``face_efficientnet.keras`` there. ``name`` and ``minutes`` are those of every run.
     """
-    settings, output = replace(RUNS["wide_inception"], name=name, pairs=6400, twins=0.0, teachers=(), seed=5), Path(output)
+    settings, output = (
+        replace(RUNS["wide_inception"], name=name, pairs=6400, twins=0.0, teachers=(), seed=5),
+        Path(output),
+    )
     faces = read_sources(settings, data)
     starts = {"face": "distilled_four", "face_efficientnet": "efficientnet_lite"}
     members = {member: storage.load_network(output / f"{start}.keras") for member, start in starts.items()}
