@@ -75,7 +75,7 @@ def _parser() -> argparse.ArgumentParser:
     check.add_argument("--data", type=Path, help="folder of clips or DFDC root that it must match")
     check.set_defaults(run=run_check)
 
-    train = commands.add_parser("train", help="train a network, as python -m recipes train does", add_help=False)
+    train = commands.add_parser("train", help="train a network (python -m recipes train)", add_help=False)
     train.add_argument("arguments", nargs=argparse.REMAINDER)
     train.set_defaults(run=run_train)
 

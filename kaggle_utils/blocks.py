@@ -82,7 +82,8 @@ class GridStatistics(layers.Layer):
 
 
 def with_statistics(network: keras.Model, grids: tuple[str, ...]) -> keras.Model:
-    """The same network (shared weights), its "logit" plus a dense 1 of :class:`GridStatistics` of some layers.
+    """The same network (shared weights), its "logit" plus a dense 1 of :class:`GridStatistics` of some
+    layers.
 
     Args:
         network: with a "logit". grids: names of layers that give (n, h, w, c).

@@ -1,8 +1,10 @@
 """Correct trained face networks for generators that they never met, and leave DFDC as it is.
 
 A linear correction reads means and deviations of a network's grids (``blocks.with_statistics``). Logistic
-regression fits it on web clips, portraits and real frames: the networks' mean logit is the offset, a ridge keeps
-it small, and a penalty holds it at zero on DFDC. That takes minutes on a CPU, as the networks stay as they are:
+regression fits it on web clips, portraits and real frames: the networks' mean logit is the offset, a ridge
+keeps
+it small, and a penalty holds it at zero on DFDC. That takes minutes on a CPU, as the networks stay as they
+are:
 ``python -m recipes train face correction``.
 """
 
@@ -69,7 +71,8 @@ def fit_correction(
     """Coefficients and bias that minimise the weighted log loss of offset + correction, with both penalties.
 
     Args:
-        statistics: standardised float32 (N, D). labels, offset, weights: (N,). still: (M, D), where it shall be zero.
+        statistics: standardised float32 (N, D). labels, offset, weights: (N,). still: (M, D), where it shall
+        be zero.
     """
     weights, count = weights / weights.sum(), len(still)
 
@@ -161,7 +164,8 @@ def _with_correction(
 def run_correction(name: str, data: str | Path, output: str | Path, minutes: float | None = None) -> None:
     """Correct the networks of the runs ``distilled_four`` and ``efficientnet_lite`` in ``output``.
 
-    Writes ``face.keras`` and ``face_efficientnet.keras`` there. ``name`` and ``minutes`` are those of every run.
+    Writes ``face.keras`` and ``face_efficientnet.keras`` there. ``name`` and ``minutes`` are those of every
+    run.
     """
     settings, output = (
         replace(RUNS["wide_inception"], name=name, pairs=6400, twins=0.0, teachers=(), seed=5),

@@ -16,8 +16,15 @@ import numpy as np
 from keras import layers
 
 # kernel, repeats, stride, expansion, channels of each stage of EfficientNet-B0
-STAGES = ((3, 1, 1, 1, 16), (3, 2, 2, 6, 24), (5, 2, 2, 6, 40), (3, 3, 2, 6, 80), (5, 3, 1, 6, 112),
-          (5, 4, 2, 6, 192), (3, 1, 1, 6, 320))
+STAGES = (
+    (3, 1, 1, 1, 16),
+    (3, 2, 2, 6, 24),
+    (5, 2, 2, 6, 40),
+    (3, 3, 2, 6, 80),
+    (5, 3, 1, 6, 112),
+    (5, 4, 2, 6, 192),
+    (3, 1, 1, 6, 320),
+)
 VARIANTS = {0: (1.0, 1.0), 2: (1.1, 1.2)}  # width, depth
 STEM, HEAD = 32, 1280
 MEAN, DEVIATION = np.array([123.675, 116.28, 103.53]), np.array([58.395, 57.12, 57.375])  # ImageNet pixels
@@ -120,8 +127,10 @@ def read_state(path: str | Path) -> dict[str, np.ndarray]:
         for key in keys:
             count = int.from_bytes(file.read(8), "little")
             storages[key] = np.frombuffer(file.read(count * kinds[key].itemsize), kinds[key])
-    return {name: _tensor(storages[storage[2]][offset:], size, stride)
-            for name, (storage, offset, size, stride) in described.items()}
+    return {
+        name: _tensor(storages[storage[2]][offset:], size, stride)
+        for name, (storage, offset, size, stride) in described.items()
+    }
 
 
 def _tensor(storage: np.ndarray, size: tuple, stride: tuple) -> np.ndarray:

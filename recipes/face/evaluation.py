@@ -33,7 +33,7 @@ def predict_logits(
     """
     logits = []
     for start in range(0, len(crops), batch):
-        part = np.asarray(crops[start:start + batch])[:, :, ::-1 if flip else 1]
+        part = np.asarray(crops[start : start + batch])[:, :, :: -1 if flip else 1]
         if part.shape[1] != size:
             part = np.stack([cv2.resize(np.ascontiguousarray(crop), (size, size)) for crop in part])
         padded = np.zeros((batch, size, size, 3), np.float32)  # one shape: one compilation
@@ -64,8 +64,9 @@ def fit_temperature(labels: np.ndarray, logits: np.ndarray) -> float:
     return float(np.exp(minimize_scalar(loss, bounds=(-3, 3), method="bounded").x))
 
 
-def face_metrics(scores: pd.DataFrame, temperature: float = 1.0, column: str = "logit",
-                 interval: bool = False) -> dict:
+def face_metrics(
+    scores: pd.DataFrame, temperature: float = 1.0, column: str = "logit", interval: bool = False
+) -> dict:
     """AUC, log loss and class-balanced log loss; with ``interval``, 95 % bootstrap intervals by original."""
     labels, probabilities = scores["label"].to_numpy(), sigmoid(scores[column] / temperature)
     metrics = {"auc": auc, "log_loss": log_loss, "balanced_log_loss": balanced_log_loss}
@@ -81,12 +82,14 @@ def face_metrics(scores: pd.DataFrame, temperature: float = 1.0, column: str = "
 
 def balanced_log_loss(labels: np.ndarray, probabilities: np.ndarray) -> float:
     """The mean of the log losses of both classes, as on a balanced test set of the same crops."""
-    return float(np.mean([log_loss(labels[labels == value], probabilities[labels == value])
-                          for value in (REAL, FAKE)]))
+    return float(
+        np.mean([log_loss(labels[labels == value], probabilities[labels == value]) for value in (REAL, FAKE)])
+    )
 
 
-def evaluate(scores: pd.DataFrame, temperature: float = 1.0, column: str = "logit",
-             interval: bool = True) -> pd.DataFrame:
+def evaluate(
+    scores: pd.DataFrame, temperature: float = 1.0, column: str = "logit", interval: bool = True
+) -> pd.DataFrame:
     """Evaluate one run on all rows, without unaltered fakes, by size of the source face, and by part.
 
     Returns:
@@ -99,13 +102,17 @@ def evaluate(scores: pd.DataFrame, temperature: float = 1.0, column: str = "logi
         groups[f"source {low}–{high} px"] = scores[within]
     groups |= {f"part {part}": rows for part, rows in scores.groupby("part")}
     both = {name: rows for name, rows in groups.items() if rows["label"].nunique() == 2}
-    return pd.DataFrame({
-        name: face_metrics(rows, temperature, column, interval and rows["group"].nunique() > 1)
-        for name, rows in both.items()}).T
+    return pd.DataFrame(
+        {
+            name: face_metrics(rows, temperature, column, interval and rows["group"].nunique() > 1)
+            for name, rows in both.items()
+        }
+    ).T
 
 
-def evaluate_network(network: keras.Model, data: str | Path, split: str = "test",
-                     line: tuple[float, float] = (1.0, 0.0)) -> dict[str, pd.DataFrame]:
+def evaluate_network(
+    network: keras.Model, data: str | Path, split: str = "test", line: tuple[float, float] = (1.0, 0.0)
+) -> dict[str, pd.DataFrame]:
     """Evaluate a saved face network on DFDC training faces of parts that it was not trained on.
 
     Args:
@@ -144,8 +151,9 @@ QUALITIES: dict[str, Callable[[np.ndarray], np.ndarray]] = {
 }
 
 
-def by_quality(network: keras.Model, data: str | Path, count: int = 600,
-               line: tuple[float, float] = (1.0, 0.0)) -> pd.DataFrame:
+def by_quality(
+    network: keras.Model, data: str | Path, count: int = 600, line: tuple[float, float] = (1.0, 0.0)
+) -> pd.DataFrame:
     """:func:`face_metrics` of a balanced sample of validation crops (parts 45–47), degraded in several ways.
 
     Args:
@@ -168,8 +176,11 @@ def pack_scores(folder: str | Path, path: str | Path, split: str = "validation")
     """Write the scores of all runs in ``folder`` as a table for :func:`read_scores`, two columns per run."""
     runs = {name: scores.set_index("stem") for name, scores in read_scores(folder, split).items()}
     shared = next(iter(runs.values())).drop(columns=["logit", "logit_flipped", "split"])
-    columns = {f"{name}{suffix}": scores[f"logit{suffix}"].round(3) for name, scores in runs.items()
-               for suffix in ("", "_flipped")}
+    columns = {
+        f"{name}{suffix}": scores[f"logit{suffix}"].round(3)
+        for name, scores in runs.items()
+        for suffix in ("", "_flipped")
+    }
     shared.assign(**columns).to_csv(path)
 
 
@@ -182,16 +193,18 @@ def read_scores(folder: str | Path, split: str = "validation") -> dict[str, pd.D
         table = pd.read_csv(folder)
         names = [name.removesuffix("_flipped") for name in table if name.endswith("_flipped")]
         shared = table.drop(columns=[name + suffix for name in names for suffix in ("", "_flipped")])
-        return {name: shared.assign(logit=table[name], logit_flipped=table[f"{name}_flipped"])
-                for name in names}
+        return {
+            name: shared.assign(logit=table[name], logit_flipped=table[f"{name}_flipped"]) for name in names
+        }
     files = sorted(Path(folder).glob(f"**/*.{split}.csv"))
     if not files:
         raise FileNotFoundError(f"{folder}: expected scores of runs, RUN.{split}.csv")
     return {file.name.removesuffix(f".{split}.csv"): pd.read_csv(file) for file in files}
 
 
-def compare(folder: str | Path, split: str = "validation", best: int = 3,
-            interval: bool = True) -> pd.DataFrame:
+def compare(
+    folder: str | Path, split: str = "validation", best: int = 3, interval: bool = True
+) -> pd.DataFrame:
     """Compare the runs in ``folder`` on the rows that all of them scored: one row per run, best AUC first.
 
     One more row is the average of the ``best`` runs.
@@ -206,8 +219,9 @@ def compare(folder: str | Path, split: str = "validation", best: int = 3,
     order = sorted(runs, key=lambda name: -face_metrics(runs[name])["auc"])
     if len(order) > best > 1:
         members = [runs[name] for name in order[:best]]
-        average = {name: np.mean([member[name] for member in members], axis=0)
-                   for name in ("logit", "logit_flipped")}
+        average = {
+            name: np.mean([member[name] for member in members], axis=0) for name in ("logit", "logit_flipped")
+        }
         runs[f"average of {', '.join(order[:best])}"] = members[0].assign(**average)
     lines = {}
     for name, scores in runs.items():

@@ -36,8 +36,10 @@ class FaceBatches(keras.utils.PyDataset):
         self.faces, self.settings, self.twins = faces, settings, {}
         self.reals, self.fakes = rows[labels[rows] == REAL], rows[labels[rows] == FAKE]
         if len(self.reals) < settings.batch_size // 2 or not len(self.fakes):
-            raise ValueError(f"expected half a batch ({settings.batch_size // 2}) of REAL crops or more "
-                             f"and some FAKE, found {len(self.reals)} and {len(self.fakes)}")
+            raise ValueError(
+                f"expected half a batch ({settings.batch_size // 2}) of REAL crops or more "
+                f"and some FAKE, found {len(self.reals)} and {len(self.fakes)}"
+            )
         place = {stem: row for row, stem in enumerate(faces.table["stem"])}
         original = np.array([place.get(group, -1) for group in faces.table["group"]])
         self.original = np.where(np.isin(original, rows), original, -1)  # none from another split
@@ -77,8 +79,9 @@ class FaceBatches(keras.utils.PyDataset):
         self._rows = np.stack([reals, fakes], axis=1).ravel()
         self._kinds = np.stack([np.full(count, LABELLED), kinds], axis=1).ravel()
 
-    def _drawn(self, rows: np.ndarray, shares: dict | None, count: int,
-               random: np.random.Generator) -> np.ndarray:
+    def _drawn(
+        self, rows: np.ndarray, shares: dict | None, count: int, random: np.random.Generator
+    ) -> np.ndarray:
         """Draw ``count`` of ``rows`` in random order, each as often as the others of its source."""
         shares = shares or {None: 1.0}
         parts = {source: rows if source is None else rows[self.sources[rows] == source] for source in shares}
@@ -116,9 +119,14 @@ class FaceBatches(keras.utils.PyDataset):
                 real = aligned_original(self.faces, rows[i], original)
                 crops[i] = cv2.addWeighted(crops[i], float(labels[i]), real, 1 - float(labels[i]), 0)
         labels[kinds != LABELLED] = FAKE
-        inputs = {"crop": crops, "mask": masks, "points": points, "label": labels[:, None],
-                  "width": self.faces.widths[rows][:, None],
-                  "taught": (self.taught[rows] * (kinds == LABELLED)).astype(np.float32)[:, None]}
+        inputs = {
+            "crop": crops,
+            "mask": masks,
+            "points": points,
+            "label": labels[:, None],
+            "width": self.faces.widths[rows][:, None],
+            "taught": (self.taught[rows] * (kinds == LABELLED)).astype(np.float32)[:, None],
+        }
         return inputs, labels[:, None]
 
     def _as_small_as_a_real(self, crop: np.ndarray, row: int, random: np.random.Generator) -> np.ndarray:

@@ -19,8 +19,11 @@ from .evaluation import face_metrics, predict_logits
 
 FOLDS = "face_folds.csv"  # scores of clips by networks trained without their generator and their people
 CLIP_SETS = ("dfdc_clips", "ffpp_clips", "web_clips")
-PORTRAITS = {"UTKFace": ("utkface", REAL), "real stills": ("real_stills", REAL),
-             "StyleGAN2": ("generated/stylegan2", FAKE)}
+PORTRAITS = {
+    "UTKFace": ("utkface", REAL),
+    "real stills": ("real_stills", REAL),
+    "StyleGAN2": ("generated/stylegan2", FAKE),
+}
 
 
 def read_members(folder: str | Path) -> dict[str, keras.Model]:
@@ -35,21 +38,26 @@ def member_logits(members: dict[str, keras.Model], crops: np.ndarray) -> dict[st
     return logits | {"mean": np.mean(list(logits.values()), axis=0)}
 
 
-def evaluate_dfdc(members: dict[str, keras.Model], data: str | Path, split: str,
-                  line: tuple[float, float]) -> pd.DataFrame:
+def evaluate_dfdc(
+    members: dict[str, keras.Model], data: str | Path, split: str, line: tuple[float, float]
+) -> pd.DataFrame:
     """AUC and log loss of each member and of their mean on DFDC's ``validation`` or ``test`` parts.
 
     The intervals are by original.
     """
     faces: Faces = read_split(data, split)
     logits = member_logits(members, faces.crops)
-    return pd.DataFrame({
-        name: face_metrics(faces.table.assign(logit=line[0] * values + line[1]), interval=True)
-        for name, values in logits.items()}).T
+    return pd.DataFrame(
+        {
+            name: face_metrics(faces.table.assign(logit=line[0] * values + line[1]), interval=True)
+            for name, values in logits.items()
+        }
+    ).T
 
 
-def clip_metrics(labels: np.ndarray, logits: np.ndarray, groups: np.ndarray,
-                 line: tuple[float, float]) -> dict:
+def clip_metrics(
+    labels: np.ndarray, logits: np.ndarray, groups: np.ndarray, line: tuple[float, float]
+) -> dict:
     """AUC of clips with its interval by ``groups``, recall at 5 % false alarms, and fractions over one half.
 
     The fractions are of fakes and of reals whose P(fake), calibrated with ``line``, is over one half.
@@ -57,9 +65,15 @@ def clip_metrics(labels: np.ndarray, logits: np.ndarray, groups: np.ndarray,
     labels, logits = np.asarray(labels), line[0] * np.asarray(logits) + line[1]
     low, high = bootstrap_interval(auc, labels, sigmoid(logits), groups)
     over = logits > 0
-    return {"clips": len(labels), "auc": auc(labels, sigmoid(logits)), "auc_low": low, "auc_high": high,
-            "recall": (logits[labels == FAKE] > np.quantile(logits[labels == REAL], 0.95)).mean(),
-            "fake_over_half": over[labels == FAKE].mean(), "real_over_half": over[labels == REAL].mean()}
+    return {
+        "clips": len(labels),
+        "auc": auc(labels, sigmoid(logits)),
+        "auc_low": low,
+        "auc_high": high,
+        "recall": (logits[labels == FAKE] > np.quantile(logits[labels == REAL], 0.95)).mean(),
+        "fake_over_half": over[labels == FAKE].mean(),
+        "real_over_half": over[labels == REAL].mean(),
+    }
 
 
 def evaluate_folds(file: str | Path, line: tuple[float, float], column: str = "logit") -> pd.DataFrame:
@@ -74,9 +88,12 @@ def evaluate_folds(file: str | Path, line: tuple[float, float], column: str = "l
     clips = pd.read_csv(file, dtype={"clip": str})
     real, fakes = clips[clips["label"] == REAL], clips[clips["label"] == FAKE]
     groups = {"all": clips} | {name: pd.concat([real, rows]) for name, rows in fakes.groupby("generator")}
-    return pd.DataFrame({
-        name: clip_metrics(rows["label"], rows[column], rows["person"].to_numpy(), line)
-        for name, rows in groups.items()}).T
+    return pd.DataFrame(
+        {
+            name: clip_metrics(rows["label"], rows[column], rows["person"].to_numpy(), line)
+            for name, rows in groups.items()
+        }
+    ).T
 
 
 def false_alarms(file: str | Path, line: tuple[float, float], column: str = "logit") -> pd.DataFrame:
@@ -98,8 +115,11 @@ def evaluate_clips(detector, data: str | Path) -> pd.DataFrame:
     for name in CLIP_SETS:
         for clip in read_dfdc(Path(data) / name).to_dict("records"):
             verdict = detector.predict(clip["path"])
-            lines[f"{name}/{clip['filename']}"] = {"label": clip["label"], "face": verdict.face,
-                                                   "clip": verdict.probability}
+            lines[f"{name}/{clip['filename']}"] = {
+                "label": clip["label"],
+                "face": verdict.face,
+                "clip": verdict.probability,
+            }
     return pd.DataFrame(lines).T
 
 
@@ -110,10 +130,17 @@ def evaluate_portraits(detector, data: str | Path, count: int = 200) -> pd.DataF
     """
     lines = {}
     for name, (folder, label) in PORTRAITS.items():
-        files = [file for file in sorted((Path(data) / folder).glob("*.jpg"))
-                 if label == FAKE or is_kept_portrait(file.name)]
+        files = [
+            file
+            for file in sorted((Path(data) / folder).glob("*.jpg"))
+            if label == FAKE or is_kept_portrait(file.name)
+        ]
         pictures = (cv2.cvtColor(cv2.imread(str(file)), cv2.COLOR_BGR2RGB) for file in files[:count])
         chances = np.concatenate([detector.score_faces(picture[None]) for picture in pictures])
-        lines[name] = {"label": label, "pictures": len(chances), "over_half": (chances > 0.5).mean(),
-                       "mean": chances.mean()}
+        lines[name] = {
+            "label": label,
+            "pictures": len(chances),
+            "over_half": (chances > 0.5).mean(),
+            "mean": chances.mean(),
+        }
     return pd.DataFrame(lines).T

@@ -28,10 +28,87 @@ BORDER = 50  # px added around a crop before the search for landmarks
 JPEG_QUALITY = 95
 # Of the 468 points: jaw, brows, nose, eyes, mouth (the usual 68), then 13 of the forehead.
 POINTS = [
-    162, 234, 93, 58, 172, 136, 149, 148, 152, 377, 378, 365, 397, 288, 323, 454, 389, 71, 63, 105, 66, 107,
-    336, 296, 334, 293, 301, 168, 197, 5, 4, 75, 97, 2, 326, 305, 33, 160, 158, 133, 153, 144, 362, 385, 387,
-    263, 373, 380, 61, 39, 37, 0, 267, 269, 291, 405, 314, 17, 84, 181, 78, 82, 13, 312, 308, 317, 14, 87,
-    21, 54, 103, 67, 109, 10, 338, 297, 332, 284, 251, 162, 389,
+    162,
+    234,
+    93,
+    58,
+    172,
+    136,
+    149,
+    148,
+    152,
+    377,
+    378,
+    365,
+    397,
+    288,
+    323,
+    454,
+    389,
+    71,
+    63,
+    105,
+    66,
+    107,
+    336,
+    296,
+    334,
+    293,
+    301,
+    168,
+    197,
+    5,
+    4,
+    75,
+    97,
+    2,
+    326,
+    305,
+    33,
+    160,
+    158,
+    133,
+    153,
+    144,
+    362,
+    385,
+    387,
+    263,
+    373,
+    380,
+    61,
+    39,
+    37,
+    0,
+    267,
+    269,
+    291,
+    405,
+    314,
+    17,
+    84,
+    181,
+    78,
+    82,
+    13,
+    312,
+    308,
+    317,
+    14,
+    87,
+    21,
+    54,
+    103,
+    67,
+    109,
+    10,
+    338,
+    297,
+    332,
+    284,
+    251,
+    162,
+    389,
 ]
 
 
@@ -92,8 +169,15 @@ def prepare_dfdc(folder: str | Path, output: str | Path, finder: FaceFinder | No
                 continue
             box = tight_box(max(faces, key=lambda face: face.side).box)
             crops.append(cut(frame, box, CROP_SIZE))
-            rows.append({"videoname": clip["filename"], "label": clip["label"], "original": clip["original"],
-                         "part": clip["part"], "source_px": round(float(box[2]))})
+            rows.append(
+                {
+                    "videoname": clip["filename"],
+                    "label": clip["label"],
+                    "original": clip["original"],
+                    "part": clip["part"],
+                    "source_px": round(float(box[2])),
+                }
+            )
             if original is not None and original.shape == frame.shape:
                 difference = _difference(crops[-1], cut(original, box, CROP_SIZE))
                 differences.append({"videoname": clip["filename"], **difference})
@@ -103,8 +187,9 @@ def prepare_dfdc(folder: str | Path, output: str | Path, finder: FaceFinder | No
     return table
 
 
-def prepare_stills(data: str | Path, output: str | Path, finder: FaceFinder | None = None,
-                   seed: int = 0) -> pd.DataFrame:
+def prepare_stills(
+    data: str | Path, output: str | Path, finder: FaceFinder | None = None, seed: int = 0
+) -> pd.DataFrame:
     """Cut tight crops of still portraits for :func:`data.read_set`.
 
     The stills are in ``utkface``, ``real_stills`` and ``generated/*`` of ``data``. A fifth of the real stills
@@ -121,16 +206,26 @@ def prepare_stills(data: str | Path, output: str | Path, finder: FaceFinder | No
                 box = tight_box(max(faces, key=lambda face: face.side).box)
                 crops.append(cut(picture, box, CROP_SIZE))
                 judges = folder.name == "stylegan2" or (not label and is_kept_portrait(file.name))
-                rows.append({
-                    "stem": f"{folder.name}_{file.name.split('.')[0]}", "label": label, "source": "stills",
-                    "generator": folder.name, "person": file.stem, "clip": "", "fold": -1,
-                    "split": "portraits" if judges else "train", "source_px": round(float(box[2])),
-                    "width": random.choice([1.0, 1.0, 1.2, 1.4])})
+                rows.append(
+                    {
+                        "stem": f"{folder.name}_{file.name.split('.')[0]}",
+                        "label": label,
+                        "source": "stills",
+                        "generator": folder.name,
+                        "person": file.stem,
+                        "clip": "",
+                        "fold": -1,
+                        "split": "portraits" if judges else "train",
+                        "source_px": round(float(box[2])),
+                        "width": random.choice([1.0, 1.0, 1.2, 1.4]),
+                    }
+                )
     return _write(Path(output), pd.DataFrame(rows), crops, "faces_0.tar")
 
 
-def prepare_web(data: str | Path, output: str | Path, finder: FaceFinder | None = None,
-                frames: int = 12) -> pd.DataFrame:
+def prepare_web(
+    data: str | Path, output: str | Path, finder: FaceFinder | None = None, frames: int = 12
+) -> pd.DataFrame:
     """Cut tight crops of the ``web_video`` clips in ``web_faces/clips.csv`` for :func:`data.read_set`."""
     finder, data, rows, crops = finder or FaceFinder(), Path(data), [], []
     clips = pd.read_csv(data / "web_faces" / "clips.csv", dtype={"clip": str})
@@ -142,11 +237,20 @@ def prepare_web(data: str | Path, output: str | Path, finder: FaceFinder | None 
             for number in np.flatnonzero(np.array(person.sources) == "detected"):
                 image, size = person.images[number], (CROP_SIZE, CROP_SIZE)
                 crops.append(cv2.resize(image, size, interpolation=cv2.INTER_AREA))
-                rows.append({
-                    "stem": f"{clip['clip']}_{person.track}_{number}", "label": int(clip["label"] == "FAKE"),
-                    "source": "web", "generator": clip["generator"], "person": clip["person"],
-                    "clip": clip["clip"], "fold": web_fold(clip["generator"], clip["person"]),
-                    "split": "train", "source_px": round(float(person.boxes[number][2])), "width": 1.0})
+                rows.append(
+                    {
+                        "stem": f"{clip['clip']}_{person.track}_{number}",
+                        "label": int(clip["label"] == "FAKE"),
+                        "source": "web",
+                        "generator": clip["generator"],
+                        "person": clip["person"],
+                        "clip": clip["clip"],
+                        "fold": web_fold(clip["generator"], clip["person"]),
+                        "split": "train",
+                        "source_px": round(float(person.boxes[number][2])),
+                        "width": 1.0,
+                    }
+                )
     return _write(Path(output), pd.DataFrame(rows), crops, "faces_0.tar")
 
 
@@ -156,8 +260,12 @@ def _write(output: Path, table: pd.DataFrame, crops: list[np.ndarray], archive: 
     table.to_csv(output / "faces_0.csv", index=False)
     names = table["videoname"] if "videoname" in table else table["stem"]
     points, presence = find_landmarks(np.stack(crops))
-    np.savez_compressed(output / "landmarks.npz", name=names.to_numpy(str),
-                        points=points.round().astype(np.int16), presence=presence)
+    np.savez_compressed(
+        output / "landmarks.npz",
+        name=names.to_numpy(str),
+        points=points.round().astype(np.int16),
+        presence=presence,
+    )
     with tarfile.open(output / archive, "w:xz" if archive.endswith("xz") else "w") as members:
         for name, crop in zip(names, crops, strict=True):
             encoded = cv2.imencode(".jpg", crop[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY])[1]
@@ -178,7 +286,9 @@ def _first_frame(path: Path) -> np.ndarray | None:
 def _difference(crop: np.ndarray, original: np.ndarray) -> dict[str, float]:
     """Mean and 99th percentile of the grey-level difference between two blurred crops, edges left out."""
     edge = CROP_SIZE // 10
-    blurred = [cv2.GaussianBlur(image, (0, 0), 1.5)[edge:-edge, edge:-edge].astype(np.float32)
-               for image in (crop, original)]
+    blurred = [
+        cv2.GaussianBlur(image, (0, 0), 1.5)[edge:-edge, edge:-edge].astype(np.float32)
+        for image in (crop, original)
+    ]
     apart = np.abs(blurred[0] - blurred[1]).mean(axis=-1)
     return {"mean": round(float(apart.mean()), 2), "p99": round(float(np.percentile(apart, 99)), 2)}

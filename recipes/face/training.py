@@ -126,8 +126,13 @@ class FaceSettings:
 
 # --- the network in training --------------------------------------------------------------------------------
 NETWORKS = {
-    build.__name__: build for build in (face_networks.one_image_cnn, face_networks.mesoinception4,
-                                        face_networks.face_inception, efficientnet.efficientnet_lite)
+    build.__name__: build
+    for build in (
+        face_networks.one_image_cnn,
+        face_networks.mesoinception4,
+        face_networks.face_inception,
+        efficientnet.efficientnet_lite,
+    )
 }
 
 
@@ -187,15 +192,17 @@ class DistillationLoss(keras.layers.Layer):
             teacher.trainable = False
 
     def call(self, logit, pixels, label, taught):
-        opinions = [ops.cast(teacher(pixels, training=False)["logit"], "float32")
-                    for teacher in self.teachers]
+        opinions = [
+            ops.cast(teacher(pixels, training=False)["logit"], "float32") for teacher in self.teachers
+        ]
         target = ops.stop_gradient(ops.sigmoid(sum(opinions) / len(opinions)))
         self.add_loss(self.weight * ops.mean(taught * (label - target) * logit))
         return logit
 
 
-def make_trainer(network: keras.Model, settings: FaceSettings, crop_size: int, steps: int,
-                 policy: str = "float32") -> tuple:
+def make_trainer(
+    network: keras.Model, settings: FaceSettings, crop_size: int, steps: int, policy: str = "float32"
+) -> tuple:
     """Compile augmentation, ``network`` and its auxiliary losses as one model.
 
     Returns:
@@ -209,8 +216,13 @@ def make_trainer(network: keras.Model, settings: FaceSettings, crop_size: int, s
         "width": keras.Input((1,), name="width"),
         "taught": keras.Input((1,), name="taught"),
     }
-    pixels = FaceAugment(settings.size, seed=settings.seed, enabled=settings.augment is not None,
-                         with_masks=settings.located > 0, **(settings.augment or {}))(inputs)
+    pixels = FaceAugment(
+        settings.size,
+        seed=settings.seed,
+        enabled=settings.augment is not None,
+        with_masks=settings.located > 0,
+        **(settings.augment or {}),
+    )(inputs)
     outputs = {"logit": network.output["logit"]}
     if settings.located:
         pixels, mask = pixels["pixels"], pixels["mask"]
@@ -224,9 +236,12 @@ def make_trainer(network: keras.Model, settings: FaceSettings, crop_size: int, s
         teachers = [storage.load_network(path, policy) for path in settings.teachers]
         losses = DistillationLoss(teachers, settings.taught, name="teachers", dtype="float32")
         logit = losses(logit, pixels, inputs["label"], inputs["taught"])
-    optimizer = keras.optimizers.AdamW(settings.learning_rate, weight_decay=settings.weight_decay,
-                                       use_ema=settings.average is not None,
-                                       ema_momentum=settings.average or 0.99)
+    optimizer = keras.optimizers.AdamW(
+        settings.learning_rate,
+        weight_decay=settings.weight_decay,
+        use_ema=settings.average is not None,
+        ema_momentum=settings.average or 0.99,
+    )
     planned = optimizer.add_variable((), initializer="zeros", dtype="float32", name="planned_steps")
     planned.assign(steps * settings.epochs)
     optimizer.learning_rate = WarmupCosine(settings.learning_rate, max(steps // 2, 1), planned)
@@ -268,8 +283,14 @@ def training_rows(faces: Faces, settings: FaceSettings) -> np.ndarray:
 
 
 def train_face(
-    settings: FaceSettings, faces: Faces, folder: str | Path, minutes: float | None = None,
-    resume: bool = True, checkpoints: bool = True, validate_every: int = 1, workers: int = 4,
+    settings: FaceSettings,
+    faces: Faces,
+    folder: str | Path,
+    minutes: float | None = None,
+    resume: bool = True,
+    checkpoints: bool = True,
+    validate_every: int = 1,
+    workers: int = 4,
     twins: Mapping[int, Sequence[np.ndarray]] | None = None,
 ) -> FaceRun:
     """Train a face network and score the validation parts.
@@ -313,12 +334,25 @@ def train_face(
             load_start(network, settings.start)
         trainer, planned = make_trainer(network, settings, faces.crops.shape[1], batches.num_batches, policy)
         done, history = load_checkpoint(checkpoint, trainer) if resume and checkpoint.is_file() else (0, [])
-        plan = PlanEpochs(batches, planned, settings.epochs, deadline, validate,
-                          checkpoint if checkpoints else None, history)
+        plan = PlanEpochs(
+            batches,
+            planned,
+            settings.epochs,
+            deadline,
+            validate,
+            checkpoint if checkpoints else None,
+            history,
+        )
         batches.epoch = done  # Keras asks for the first batches before the first epoch begins
         if done < settings.epochs:
-            trainer.fit(batches, epochs=settings.epochs, initial_epoch=done, callbacks=[plan], shuffle=False,
-                        verbose=0)
+            trainer.fit(
+                batches,
+                epochs=settings.epochs,
+                initial_epoch=done,
+                callbacks=[plan],
+                shuffle=False,
+                verbose=0,
+            )
     scorer.set_weights(network.get_weights())  # the averaged weights: fit copies them at its end
     scores = score_faces(scorer, faces, "validation", settings.size, batch) if len(watched) else None
     run = FaceRun(settings, scorer, pd.DataFrame(plan.history), scores)
@@ -333,8 +367,13 @@ def save_run(run: FaceRun, folder: Path, extra: dict) -> None:
     policy = "float16" if run.network.count_params() > HALF_FROM else "float32"
     storage.save_network(run.network, folder / f"{name}.keras", policy)
     run.history.to_csv(folder / f"{name}.history.csv", index=False)
-    summary = {"settings": asdict(run.settings), "epochs": len(run.history), "keras": keras.__version__,
-               "backend": keras.backend.backend(), **extra}
+    summary = {
+        "settings": asdict(run.settings),
+        "epochs": len(run.history),
+        "keras": keras.__version__,
+        "backend": keras.backend.backend(),
+        **extra,
+    }
     if run.scores is not None:
         run.scores.to_csv(folder / f"{name}.validation.csv", index=False, float_format="%.5f")
         temperature = fit_temperature(run.scores["label"].to_numpy(), run.scores["logit"].to_numpy())
@@ -376,43 +415,105 @@ SINGLE_CHANGES = (  # each changes one setting of SELF_BLENDED
     replace(SELF_BLENDED, name="high_pass", network_options={"high_pass": True}),
     replace(SELF_BLENDED, name="no_augmentation", augment=None, self_blended=0.0),
 )
-LONG_RUN = FaceSettings(name="inception_many", start=IMAGENET, seed=3, epochs=34, mixed=0.15,
-                        mask_shapes=ALL_SHAPES)
+LONG_RUN = FaceSettings(
+    name="inception_many", start=IMAGENET, seed=3, epochs=34, mixed=0.15, mask_shapes=ALL_SHAPES
+)
 DISTILLED = replace(
-    LONG_RUN, name="distilled", start="inception_256", size=256, seed=21, mixed=0.3, learning_rate=2e-4,
+    LONG_RUN,
+    name="distilled",
+    start="inception_256",
+    size=256,
+    seed=21,
+    mixed=0.3,
+    learning_rate=2e-4,
     teachers=("inception_many", "inception_256"),
 )
 WIDE = FaceSettings(
-    name="wide_inception", start="distilled_four", size=256, epochs=60, seed=51, learning_rate=2e-4,
-    pairs=16000, twins=0.17, self_blended=0.28, mixed=0.15, mask_shapes=ALL_SHAPES,
-    augment={"in_place": 0.2, "zoom": 1.2}, real_frames=True, more_fakes=True, sets=("stills", "web"),
+    name="wide_inception",
+    start="distilled_four",
+    size=256,
+    epochs=60,
+    seed=51,
+    learning_rate=2e-4,
+    pairs=16000,
+    twins=0.17,
+    self_blended=0.28,
+    mixed=0.15,
+    mask_shapes=ALL_SHAPES,
+    augment={"in_place": 0.2, "zoom": 1.2},
+    real_frames=True,
+    more_fakes=True,
+    sets=("stills", "web"),
     reals_of={"dfdc": 0.58, "web": 0.18, "stills": 0.14, "frames": 0.10},
     fakes_of={"dfdc": 0.64, "web": 0.23, "stills": 0.13},
-    teachers=("distilled_four", "efficientnet_lite"), taught=0.6, taught_sources=("dfdc",),
+    teachers=("distilled_four", "efficientnet_lite"),
+    taught=0.6,
+    taught_sources=("dfdc",),
 )
-RUNS = {run.name: run for run in (
-    WIDE,
-    replace(WIDE, name="wide_efficientnet", network="efficientnet_lite", start="efficientnet_lite", seed=52),
-    replace(WIDE, name="wide_folds_03", folds=(0, 3), seed=53),
-    replace(WIDE, name="wide_folds_124", folds=(1, 2, 4), seed=54),
-    LONG_RUN,
-    replace(LONG_RUN, name="inception_256", size=256, seed=11),
-    replace(LONG_RUN, name="inception_located", size=256, located=0.5, real_frames=True, augment=IN_PLACE,
-            seed=12),
-    replace(LONG_RUN, name="efficientnet_lite", network="efficientnet_lite", start=PACKAGE, size=256,
-            real_frames=True, augment=IN_PLACE, seed=13),
-    DISTILLED,
-    replace(DISTILLED, name="distilled_web", real_frames=True, seed=22),
-    replace(DISTILLED, name="distilled_four", start="distilled_web", real_frames=True, augment=IN_PLACE,
-            seed=31, teachers=("distilled_web", "inception_256", "inception_located", "efficientnet_lite")),
-    FaceSettings(name="one_image_cnn", network="one_image_cnn", size=256, epochs=8, learning_rate=1e-3,
-                 average=0.99, self_blended=0.0),
-    *REMEDIES, *SINGLE_CHANGES,
-)}
+RUNS = {
+    run.name: run
+    for run in (
+        WIDE,
+        replace(
+            WIDE, name="wide_efficientnet", network="efficientnet_lite", start="efficientnet_lite", seed=52
+        ),
+        replace(WIDE, name="wide_folds_03", folds=(0, 3), seed=53),
+        replace(WIDE, name="wide_folds_124", folds=(1, 2, 4), seed=54),
+        LONG_RUN,
+        replace(LONG_RUN, name="inception_256", size=256, seed=11),
+        replace(
+            LONG_RUN,
+            name="inception_located",
+            size=256,
+            located=0.5,
+            real_frames=True,
+            augment=IN_PLACE,
+            seed=12,
+        ),
+        replace(
+            LONG_RUN,
+            name="efficientnet_lite",
+            network="efficientnet_lite",
+            start=PACKAGE,
+            size=256,
+            real_frames=True,
+            augment=IN_PLACE,
+            seed=13,
+        ),
+        DISTILLED,
+        replace(DISTILLED, name="distilled_web", real_frames=True, seed=22),
+        replace(
+            DISTILLED,
+            name="distilled_four",
+            start="distilled_web",
+            real_frames=True,
+            augment=IN_PLACE,
+            seed=31,
+            teachers=("distilled_web", "inception_256", "inception_located", "efficientnet_lite"),
+        ),
+        FaceSettings(
+            name="one_image_cnn",
+            network="one_image_cnn",
+            size=256,
+            epochs=8,
+            learning_rate=1e-3,
+            average=0.99,
+            self_blended=0.0,
+        ),
+        *REMEDIES,
+        *SINGLE_CHANGES,
+    )
+}
 
 
-def run_face(name: str, data: str | Path, output: str | Path, minutes: float | None = None,
-             cache: str | Path | None = None, **options) -> FaceRun:
+def run_face(
+    name: str,
+    data: str | Path,
+    output: str | Path,
+    minutes: float | None = None,
+    cache: str | Path | None = None,
+    **options,
+) -> FaceRun:
     """Train one of ``RUNS`` on the research data, as ``python -m recipes train face`` does.
 
     Args:
@@ -434,7 +535,9 @@ def run_face(name: str, data: str | Path, output: str | Path, minutes: float | N
 
 
 def read_sources(settings: FaceSettings, data: str | Path, cache: str | Path | None = None) -> Faces:
-    """All the faces that ``settings`` name, as one table; the folds that it keeps aside have the split ``web``."""
+    """All the faces that ``settings`` name, as one table; the folds that it keeps aside have the split
+    ``web``.
+    """
     data = Path(data)
     parts = [read_faces(data / "dfdc_faces", cache, settings.more_fakes)]
     parts += [read_set(data / "face_sets" / source) for source in settings.sets]
@@ -450,8 +553,9 @@ def _twins(faces: Faces, rows: np.ndarray, seed: int) -> dict[int, tuple[np.ndar
     """
     reals = rows[faces.table["label"].to_numpy()[rows] == REAL]
     crops = faces.crops[reals]
-    autoencoders = [train_autoencoder(design, crops, seed=seed, policy=fast_policy())
-                    for design in DESIGNS.values()]
+    autoencoders = [
+        train_autoencoder(design, crops, seed=seed, policy=fast_policy()) for design in DESIGNS.values()
+    ]
     draws = [make_twins(crops, autoencoders, seed + draw) for draw in range(2)]
     return dict(zip(reals.tolist(), zip(*draws, strict=True), strict=True))
 

@@ -213,13 +213,20 @@ class _Windows(keras.utils.PyDataset):
         for row in random.integers(len(self.crops), size=self.batch):
             side = int(random.integers(size // 2, size + 1))
             top, left = random.integers(size - side + 1, size=2)
-            window = np.ascontiguousarray(self.crops[row][top:top + side, left:left + side])
+            window = np.ascontiguousarray(self.crops[row][top : top + side, left : left + side])
             images.append(cv2.resize(window, (TRAINED_SIDE, TRAINED_SIDE), interpolation=cv2.INTER_AREA))
         return np.stack(images).astype(np.float32), np.zeros((self.batch, 1), np.float32)
 
 
-def train_autoencoder(design: Design, crops: np.ndarray, steps: int = 900, batch: int = 32, seed: int = 0,
-                      policy: str = "float32", workers: int = 4) -> keras.Model:
+def train_autoencoder(
+    design: Design,
+    crops: np.ndarray,
+    steps: int = 900,
+    batch: int = 32,
+    seed: int = 0,
+    policy: str = "float32",
+    workers: int = 4,
+) -> keras.Model:
     """Train an autoencoder of ``design`` on real faces uint8 (N, S, S, 3) and return it in float32."""
     keras.utils.set_random_seed(seed)
     with dtype_policy(policy):
@@ -241,8 +248,9 @@ def _resized(crop: np.ndarray, side: int) -> np.ndarray:
     return cv2.resize(crop, (side, side), interpolation=cv2.INTER_AREA)
 
 
-def make_twins(crops: np.ndarray, networks: Sequence[keras.Model], seed: int = 0, batch: int = 64,
-               threads: int = 8) -> np.ndarray:
+def make_twins(
+    crops: np.ndarray, networks: Sequence[keras.Model], seed: int = 0, batch: int = 64, threads: int = 8
+) -> np.ndarray:
     """A twin of each crop, uint8 like ``crops`` (N, S, S, 3), by a random network at a random side."""
     random, size = np.random.default_rng(seed), crops.shape[1]
     chosen = random.integers(len(networks) * len(SIDES), size=len(crops))
@@ -260,16 +268,17 @@ def make_twins(crops: np.ndarray, networks: Sequence[keras.Model], seed: int = 0
             network, side = networks[number // len(SIDES)], SIDES[number % len(SIDES)]
             rows = np.flatnonzero(chosen == number)
             for start in range(0, len(rows), batch):
-                part = rows[start:start + batch]
+                part = rows[start : start + batch]
                 given = np.zeros((batch, side, side, 3), np.float32)  # one shape: one compilation
                 resized = pool.map(partial(_resized, side=side), crops[part])
-                given[:len(part)] = np.stack(list(resized))
+                given[: len(part)] = np.stack(list(resized))
                 list(pool.map(finish, part, given, np.array(network.predict_on_batch(given))))
     return twins
 
 
-def put_back(original: np.ndarray, twin: np.ndarray, points: np.ndarray, shape: str,
-             random: np.random.Generator) -> np.ndarray:
+def put_back(
+    original: np.ndarray, twin: np.ndarray, points: np.ndarray, shape: str, random: np.random.Generator
+) -> np.ndarray:
     """Put a twin into its original, inside the softened mask of ``shape``; uint8.
 
     Args:
@@ -294,6 +303,7 @@ def as_delivered(images: Sequence[np.ndarray], random: np.random.Generator) -> l
     if noise:
         grain = noise * random.standard_normal(images[0].shape, dtype=np.float32)
         noisy = [np.clip(image + grain, 0, 255).astype(np.uint8) for image in images]
-    encoded = [cv2.imencode(".jpg", image[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, quality])[1]
-               for image in noisy]
+    encoded = [
+        cv2.imencode(".jpg", image[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, quality])[1] for image in noisy
+    ]
     return [cv2.imdecode(image, cv2.IMREAD_COLOR)[..., ::-1] for image in encoded]
