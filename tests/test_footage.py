@@ -13,11 +13,10 @@ import numpy as np
 import pandas as pd
 import pytest
 from fuzz_reading import OLD_FFMPEG
-from helpers import ffmpeg
+from helpers import clip_facts, ffmpeg
 
 from kaggle_utils import extraction
 from kaggle_utils.datasets import dfdc
-from kaggle_utils.datasets.miniature import clip_facts
 from kaggle_utils.face import detection, framing
 from kaggle_utils.fusion import rules
 from kaggle_utils.media import files, sound, video

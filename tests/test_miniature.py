@@ -56,7 +56,7 @@ def test_awkward_cases_are_there(miniature, facts):
     assert sum(not fact["sound"] for fact in test.values()) == 1
     assert sorted(len(fact["faces"]) for fact in test.values()) == [0, 1, 1, 1, 1, 1, 1, 2]
     lengths = [probe(miniature / "test_videos" / name).duration_s for name in test]
-    assert min(lengths) == pytest.approx(1.0, abs=0.05)
+    assert min(lengths) == pytest.approx(1.6, abs=0.05)
 
 
 def test_fake_shares_all_but_the_face_with_its_original(miniature, facts):
