@@ -122,9 +122,11 @@ def correct(
     table = pd.DataFrame({"source": feed.sources[drawn], "label": labels})
     offset = np.mean([np.concatenate([logits for _, logits in parts]) for parts in seen.values()], axis=0)
     dfdc = (table["source"] == DFDC).to_numpy()
-    weights = table["source"].map(SOURCE_WEIGHTS).fillna(0) / table.groupby(["source", "label"])[
-        "label"
-    ].transform("size")
+    portraits = (table["source"] == "stills") & (table["label"] == 0)  # large ones count as much as small ones
+    table["kind"] = np.where(portraits, faces.table["generator"].to_numpy()[drawn].astype(str), "")
+    kinds = table.groupby(["source", "label"])["kind"].transform("nunique")
+    size = table.groupby(["source", "label", "kind"])["label"].transform("size")
+    weights = table["source"].map(SOURCE_WEIGHTS).fillna(0) / kinds / size
     corrected = {}
     for name, network in members.items():
         raw = np.concatenate([statistics for statistics, _ in seen[name]])
