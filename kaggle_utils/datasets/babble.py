@@ -22,6 +22,7 @@ def speak(person: Person, seconds: float, rng: np.random.Generator) -> tuple[np.
     count = round(seconds * SOUND_RATE)
     glottis = _glottis(person.pitch, count, rng)
     samples, opening = rng.normal(0, 0.002, count), np.zeros(count)
+    more = np.random.default_rng(count)  # of further hisses: with few of them, babble is not heard as speech
     start = int(rng.uniform(0.05, 0.15) * SOUND_RATE)
     while (length := int(rng.uniform(0.14, 0.28) * SOUND_RATE)) < count - start:
         window = np.hanning(length) ** 0.5
@@ -30,9 +31,10 @@ def speak(person: Person, seconds: float, rng: np.random.Generator) -> tuple[np.
         now = slice(start, start + length)
         samples[now] += voiced / np.abs(voiced).max() * rng.uniform(0.5, 1)
         opening[now] = np.maximum(opening[now], window * vowel[0] / (730 * person.tract))
-        if rng.random() < 0.8:
-            noise = rng.normal(size=length // 3)
-            hiss = _formants(noise, (rng.uniform(3000, 5500),)) * np.hanning(length // 3)
+        hissing = rng if rng.random() < 0.4 else more if more.random() < 0.7 else None
+        if hissing is not None:
+            hiss = _formants(hissing.normal(size=length // 3), (hissing.uniform(3000, 5500),))
+            hiss *= np.hanning(length // 3)
             samples[start:start + length // 3] += 0.15 * hiss / np.abs(hiss).max()
         start += int(0.85 * length) + int((rng.random() < 0.2) * rng.uniform(0.08, 0.2) * SOUND_RATE)
     return 0.6 * samples / np.abs(samples).max(), opening
