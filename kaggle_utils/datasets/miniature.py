@@ -24,7 +24,7 @@ from tqdm.auto import tqdm
 from .babble import SOUND_RATE, resynthesize, speak
 from .drawing import Clip, Person, clip_frames, face_ellipse, portrait, poses
 
-VERSION = 2
+VERSION = 3
 MARK = "miniature.json"
 SIZES = ((640, 360), (768, 432), (854, 480))
 
@@ -108,7 +108,7 @@ def plan(seed: int) -> list[Clip]:
         clip("test_videos"),
         clip("test_videos", 2, size=(360, 640), turned=True),
         clip("test_videos", 4, 3, fake_face=1),
-        clip("test_videos", 5, seconds=1.0),
+        clip("test_videos", 5, seconds=2.0),
     ]
     return originals + fakes + tests
 

@@ -10,7 +10,7 @@ import numpy as np
 from ..media.sound import SAMPLE_RATE
 
 FRAME = 512  # samples at 16 kHz, 32 ms: what the detector takes at a time
-SPEECH = 0.5  # chance of speech above which a frame counts
+SPEECH = 0.3  # chance of speech above which a frame counts
 LOUDNESS = 10 ** (-26 / 20)  # RMS of full scale: it hears quiet speech less well
 LEAST_S = 1.0  # of speech in all, for a voice to be judged
 LEAST_WINDOW_S = 0.5  # of speech in a window
