@@ -59,6 +59,7 @@ work/benchmark/%/.ready: benchmarks/requirements-%.txt | $(VENV)/.ready
 
 lint: $(VENV)/.ready
 	$(VENV)/bin/ruff check benchmarks conftest.py docs kaggle_utils recipes tests notebooks
+	$(VENV)/bin/mypy --no-error-summary
 
 test-kills: $(VENV)/.ready
 	DEEPFAKE_KILLS=100 $(PYTEST) tests/test_long_runs.py -k killed

@@ -1,4 +1,5 @@
-"""Lets pytest and nbval run everything from one command: quick settings, the miniature data set, quiet logs."""
+"""Lets pytest and nbval run everything from one command: quick settings, the miniature data set, quiet logs.
+"""
 
 import os
 import sys
@@ -10,12 +11,16 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent
 sys.path.insert(0, str(ROOT))
-os.environ.update(DEEPFAKE_QUICK="1", TF_CPP_MIN_LOG_LEVEL="3", MPLBACKEND="agg", TQDM_DISABLE="1", PYTHONHASHSEED="0")
+os.environ.update(
+    DEEPFAKE_QUICK="1", TF_CPP_MIN_LOG_LEVEL="3", MPLBACKEND="agg", TQDM_DISABLE="1", PYTHONHASHSEED="0"
+)
 os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
 
 
 def pytest_collection_modifyitems(items):
-    """Cells of notebooks: compare no outputs, as none are committed; wait for a busy machine (nbval's own limit is 5 s)."""
+    """Cells of notebooks: compare no outputs, as none are committed; wait for a busy machine (nbval's own
+    limit is 5 s).
+    """
     for item in items:
         if hasattr(item, "output_timeout"):
             item.output_timeout = 120
@@ -25,7 +30,8 @@ def pytest_collection_modifyitems(items):
 def pytest_configure(config):
     """Make the miniature, which all tests and notebooks share, and a folder for the results of this process.
 
-    The folder is a new one, so that nothing of an earlier run is found in it and nothing of the user's overwritten.
+    The folder is a new one, so that nothing of an earlier run is found in it and nothing of the user's
+    overwritten.
     """
     if not hasattr(config, "workerinput"):  # the workers of pytest-xdist inherit it
         from kaggle_utils.datasets.miniature import make_miniature
@@ -69,8 +75,14 @@ def small_wheels(folder: Path) -> Path:
         about = f"{package}-{version}.dist-info"
         with zipfile.ZipFile(folder / f"{package}-{version}-py3-none-any.whl", "w") as wheel:
             wheel.writestr(f"{package}/__init__.py", "")
-            wheel.writestr(f"{about}/METADATA", f"Metadata-Version: 2.1\nName: {package}\nVersion: {version}\n"
-                                                "Requires-Dist: not-in-the-image\n")
-            wheel.writestr(f"{about}/WHEEL", "Wheel-Version: 1.0\nGenerator: test\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
+            wheel.writestr(
+                f"{about}/METADATA",
+                f"Metadata-Version: 2.1\nName: {package}\nVersion: {version}\n"
+                "Requires-Dist: not-in-the-image\n",
+            )
+            wheel.writestr(
+                f"{about}/WHEEL",
+                "Wheel-Version: 1.0\nGenerator: test\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
+            )
             wheel.writestr(f"{about}/RECORD", "")
     return folder

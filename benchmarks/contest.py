@@ -1,4 +1,5 @@
-"""What every contestant's process does: it waits for a clip's path on standard input and answers with one line of JSON.
+"""What every contestant's process does: it waits for a clip's path on standard input and answers with one
+line of JSON.
 
 Needs the standard library alone, as each contestant runs in an environment of its own.
 """
@@ -14,7 +15,9 @@ FRAMES = 10
 
 
 def middles(frame_count: int) -> list[int]:
-    """The frames that all contestants look at: the middles of ten equal parts of the clip, as ``video.spread``."""
+    """The frames that all contestants look at: the middles of ten equal parts of the clip, as
+    ``video.spread``.
+    """
     return [(2 * part + 1) * frame_count // (2 * FRAMES) for part in range(FRAMES)]
 
 
@@ -34,7 +37,8 @@ class Stopwatch:
 def serve(work: Callable[[str, Stopwatch], list | None]) -> None:
     """Answer each path with the seconds that ``work(path, stopwatch)`` took and the boxes that it returned.
 
-    ``work`` returns for each of the ten frames its faces as x, y, width, height in pixels (and perhaps more), or None where
+    ``work`` returns for each of the ten frames its faces as x, y, width, height in pixels (and perhaps more),
+    or None where
     it looks for none.
     """
     answers = os.fdopen(os.dup(1), "w")

@@ -40,14 +40,33 @@ def seek(path: str, _: contest.Stopwatch) -> list:
 
 
 def ffmpeg(path: str, _: contest.Stopwatch) -> bytes:
-    """The program ffmpeg of imageio-ffmpeg decodes up to the last wanted frame and writes those into a pipe."""
+    """The program ffmpeg of imageio-ffmpeg decodes up to the last wanted frame and writes those into a pipe.
+    """
     import cv2
     from imageio_ffmpeg import get_ffmpeg_exe
 
     wanted = contest.middles(int(cv2.VideoCapture(path).get(cv2.CAP_PROP_FRAME_COUNT)))
     chosen = "+".join(f"eq(n,{index})" for index in wanted)
-    command = [get_ffmpeg_exe(), "-v", "error", "-nostdin", "-i", path, "-an", "-vf", f"select='{chosen}'",
-               "-fps_mode", "passthrough", "-frames:v", str(len(wanted)), "-f", "rawvideo", "-pix_fmt", "bgr24", "-"]
+    command = [
+        get_ffmpeg_exe(),
+        "-v",
+        "error",
+        "-nostdin",
+        "-i",
+        path,
+        "-an",
+        "-vf",
+        f"select='{chosen}'",
+        "-fps_mode",
+        "passthrough",
+        "-frames:v",
+        str(len(wanted)),
+        "-f",
+        "rawvideo",
+        "-pix_fmt",
+        "bgr24",
+        "-",
+    ]
     return subprocess.run(command, check=True, capture_output=True).stdout
 
 

@@ -18,10 +18,17 @@ def work(path: str, stopwatch: contest.Stopwatch) -> list:
         pictures = decoding.read(path, stopwatch)
     with stopwatch("detect"):
         scale = min(1.0, long_side / max(pictures[0].shape)) if long_side else 1.0
-        small = [cv2.resize(picture, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA) for picture in pictures]
+        small = [
+            cv2.resize(picture, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
+            for picture in pictures
+        ]
         found, _ = finder.detect([np.ascontiguousarray(picture[..., ::-1]) for picture in small])
-    return [[] if corners is None else [[x, y, right - x, bottom - y] for x, y, right, bottom in (corners / scale).tolist()]
-            for corners in found]
+    return [
+        []
+        if corners is None
+        else [[x, y, right - x, bottom - y] for x, y, right, bottom in (corners / scale).tolist()]
+        for corners in found
+    ]
 
 
 contest.serve(work)

@@ -1,6 +1,8 @@
-"""Does the cost grow with the clips alone? Clips of 5 to 40 s and folders of 10 to 200 clips: ``python benchmarks/growth.py``.
+"""Does the cost grow with the clips alone? Clips of 5 to 40 s and folders of 10 to 200 clips: ``python
+benchmarks/growth.py``.
 
-Each point is a process of its own, which scores its clips with ``Detector.predict_folder`` after one clip to warm up. The
+Each point is a process of its own, which scores its clips with ``Detector.predict_folder`` after one clip to
+warm up. The
 clips are made from a real one (DEEPFAKE_DATA), else from one of the miniature, without encoding it anew.
 """
 
@@ -26,8 +28,21 @@ FOLDER_LENGTH_S, REPEATS = 2, 4  # seconds of each clip of a folder; clips of ea
 
 def cut(source: Path, target: Path, seconds: int) -> None:
     """Write the first seconds of a clip, which repeats itself as often as needed."""
-    command = [get_ffmpeg_exe(), "-v", "error", "-nostdin", "-stream_loop", "-1", "-i", str(source), "-t", str(seconds),
-               "-c", "copy", str(target)]
+    command = [
+        get_ffmpeg_exe(),
+        "-v",
+        "error",
+        "-nostdin",
+        "-stream_loop",
+        "-1",
+        "-i",
+        str(source),
+        "-t",
+        str(seconds),
+        "-c",
+        "copy",
+        str(target),
+    ]
     subprocess.run(command, check=True)
 
 
@@ -59,10 +74,24 @@ def measure(source: Path, seconds: int, count: int) -> dict:
 def draw(lengths: pd.DataFrame, folders: pd.DataFrame, path: Path) -> None:
     """Time and memory over the length of a clip and over the number of clips, both from zero."""
     figure, axes = plt.subplots(1, 2, figsize=(10, 3.6))
-    panels = [(axes[0], lengths["clip in s"], lengths["seconds"] / lengths["clips"], lengths["MiB"],
-               "One clip", "length of the clip in s"),
-              (axes[1], folders["clips"], folders["seconds"], folders["MiB"],
-               f"A folder of clips of {FOLDER_LENGTH_S} s", "clips")]
+    panels = [
+        (
+            axes[0],
+            lengths["clip in s"],
+            lengths["seconds"] / lengths["clips"],
+            lengths["MiB"],
+            "One clip",
+            "length of the clip in s",
+        ),
+        (
+            axes[1],
+            folders["clips"],
+            folders["seconds"],
+            folders["MiB"],
+            f"A folder of clips of {FOLDER_LENGTH_S} s",
+            "clips",
+        ),
+    ]
     for left, across, seconds, memory, title, label in panels:
         right = left.twinx()
         right.plot(across, memory, "s--", color="tab:grey")
@@ -76,8 +105,12 @@ def draw(lengths: pd.DataFrame, folders: pd.DataFrame, path: Path) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--score", type=Path, help=argparse.SUPPRESS)
-    parser.add_argument("--lengths", type=int, nargs="+", default=[5, 10, 20, 40], metavar="S", help="of single clips")
-    parser.add_argument("--counts", type=int, nargs="+", default=[10, 50, 200], metavar="N", help="clips in a folder")
+    parser.add_argument(
+        "--lengths", type=int, nargs="+", default=[5, 10, 20, 40], metavar="S", help="of single clips"
+    )
+    parser.add_argument(
+        "--counts", type=int, nargs="+", default=[10, 50, 200], metavar="N", help="clips in a folder"
+    )
     parser.add_argument("--chart", type=Path, default=paths.project_root() / "docs" / "growth.png")
     options = parser.parse_args()
     if options.score:

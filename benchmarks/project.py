@@ -22,7 +22,10 @@ class PackageFinder:
 
     def __call__(self, frames: list[np.ndarray]) -> list[list[detection.Detection]]:
         found = [self.mtcnn.detect_faces(frame, fit_to_image=False, output_type="numpy") for frame in frames]
-        return [[detection.Detection(row[1:5], float(row[5]), row[6:].reshape(2, 5).T) for row in rows] for rows in found]
+        return [
+            [detection.Detection(row[1:5], float(row[5]), row[6:].reshape(2, 5).T) for row in rows]
+            for rows in found
+        ]
 
 
 def sampled_voice(path: str) -> np.ndarray:
@@ -30,8 +33,12 @@ def sampled_voice(path: str) -> np.ndarray:
     from moviepy.audio.io.AudioFileClip import AudioFileClip
 
     with AudioFileClip(path) as sound:
-        return np.array([sound.get_frame(n / sound.REFERENCE_RATE)[0]
-                         for n in range(min(sound.REFERENCE_SAMPLES, int(sound.duration * sound.REFERENCE_RATE)))])
+        return np.array(
+            [
+                sound.get_frame(n / sound.REFERENCE_RATE)[0]
+                for n in range(min(sound.REFERENCE_SAMPLES, int(sound.duration * sound.REFERENCE_RATE)))
+            ]
+        )
 
 
 def reference():
@@ -99,4 +106,6 @@ def boxes(found: list[list[detection.Detection]]) -> list[list[list[float]]]:
 
 
 if __name__ == "__main__":
-    contest.serve({"reference": reference, "full": full, "extraction": extraction, "chain": chain}[sys.argv[1]]())
+    contest.serve(
+        {"reference": reference, "full": full, "extraction": extraction, "chain": chain}[sys.argv[1]]()
+    )

@@ -1,7 +1,10 @@
-"""The study's procedure, ours and peers on the same clips in one run: ``make benchmark``, which makes the peers' environments.
+"""The study's procedure, ours and peers on the same clips in one run: ``make benchmark``, which makes the
+peers' environments.
 
-All contestants are processes that stay; one at a time is given a clip, in turn, round after round, so that a busy moment of
-the machine meets all alike. The first pass over all clips is not timed; it counts the faces. DEEPFAKE_DATA names the real
+All contestants are processes that stay; one at a time is given a clip, in turn, round after round, so that a
+busy moment of
+the machine meets all alike. The first pass over all clips is not timed; it counts the faces. DEEPFAKE_DATA
+names the real
 clips, else the miniature's serve.
 """
 
@@ -26,7 +29,12 @@ from kaggle_utils.face import detection, framing
 from kaggle_utils.kaggle import paths
 
 HERE = Path(__file__).resolve().parent
-REFERENCE, FULL, EXTRACTION, CHAIN = "reference procedure", "MTCNN at full size", "ours, extraction", "ours, whole chain"
+REFERENCE, FULL, EXTRACTION, CHAIN = (
+    "reference procedure",
+    "MTCNN at full size",
+    "ours, extraction",
+    "ours, whole chain",
+)
 GRAB, DECODERS = "OpenCV grabs every frame", ("OpenCV to the last frame", "OpenCV seeks", "ffmpeg", "PyAV")
 CONTESTANTS = {  # environment (None: the project's), script and arguments
     GRAB: (None, "decoding.py grab"),
@@ -61,20 +69,36 @@ class Contestant:
         environment, script = CONTESTANTS[name]
         python = environments / environment / "bin" / "python" if environment else sys.executable
         if not Path(python).exists():
-            raise FileNotFoundError(f"{python}: expected the environment of {name!r}; make benchmark makes it")
+            raise FileNotFoundError(
+                f"{python}: expected the environment of {name!r}; make benchmark makes it"
+            )
         command, errors = [str(python), *str(HERE / script).split()], tempfile.TemporaryFile("w+")  # noqa: SIM115
-        return cls(name, subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors,
-                                          text=True, env={**os.environ, "PYTHONDONTWRITEBYTECODE": "1"}), errors)
+        return cls(
+            name,
+            subprocess.Popen(
+                command,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=errors,
+                text=True,
+                env={**os.environ, "PYTHONDONTWRITEBYTECODE": "1"},
+            ),
+            errors,
+        )
 
     def look(self, clip: Path) -> dict:
-        """Let it work on a clip; returns its seconds, ``processor`` of them on all cores, its children included."""
+        """Let it work on a clip; returns its seconds, ``processor`` of them on all cores, its children
+        included.
+        """
         used = processor_s(self.process.pid)
         self.process.stdin.write(f"{clip}\n")
         self.process.stdin.flush()
         line = self.process.stdout.readline()
         if not line:
             self.errors.seek(0)
-            raise RuntimeError(f"{self.name} ended at {clip} with code {self.process.wait()}:\n{self.errors.read()[-2000:]}")
+            raise RuntimeError(
+                f"{self.name} ended at {clip} with code {self.process.wait()}:\n{self.errors.read()[-2000:]}"
+            )
         answer = json.loads(line)
         self.boxes[clip.name] = answer["boxes"]
         return {"clip": clip.name, **answer["seconds"], "processor": processor_s(self.process.pid) - used}
@@ -93,11 +117,16 @@ def processor_s(pid: int) -> float:
 
 
 def _children(pid: int) -> list[int]:
-    return [int(child) for task in Path(f"/proc/{pid}/task").iterdir() for child in (task / "children").read_text().split()]
+    return [
+        int(child)
+        for task in Path(f"/proc/{pid}/task").iterdir()
+        for child in (task / "children").read_text().split()
+    ]
 
 
 def find_clips() -> tuple[list[Path], list[Path]]:
-    """The clips whose faces are counted, and those among them that are timed: the DFDC ones, 10 s of 1080p."""
+    """The clips whose faces are counted, and those among them that are timed: the DFDC ones, 10 s of 1080p.
+    """
     folders = [paths.research_data(name) for name in ("dfdc_clips", "ffpp_clips")]
     if None in folders:
         clips = sorted((dfdc.data_folder() / "train_sample_videos").glob("*.mp4"))
@@ -107,16 +136,27 @@ def find_clips() -> tuple[list[Path], list[Path]]:
 
 
 def people(boxes: list[list]) -> list[list[np.ndarray]]:
-    """The boxes that belong to a tracked person: full-size MTCNN takes flowers and gloves for faces here and there."""
-    found = [[detection.Detection(np.array(row[:4]), row[4], np.zeros((5, 2))) for row in frame] for frame in boxes]
+    """The boxes that belong to a tracked person: full-size MTCNN takes flowers and gloves for faces here and
+    there.
+    """
+    found = [
+        [detection.Detection(np.array(row[:4]), row[4], np.zeros((5, 2))) for row in frame] for frame in boxes
+    ]
     tracks = framing.link_tracks(found)
-    return [[track.detections[index].box for track in tracks if index in track.detections] for index in range(len(boxes))]
+    return [
+        [track.detections[index].box for track in tracks if index in track.detections]
+        for index in range(len(boxes))
+    ]
 
 
 def count_faces(boxes: dict[str, list], wanted: dict[str, list]) -> int:
     """How many wanted boxes overlap one of ``boxes`` of the same frame by half of their union or more."""
-    return sum(any(overlap(box, other) >= OVERLAP for other in frame)
-               for clip, frames in wanted.items() for frame, those in zip(boxes[clip], frames, strict=True) for box in those)
+    return sum(
+        any(overlap(box, other) >= OVERLAP for other in frame)
+        for clip, frames in wanted.items()
+        for frame, those in zip(boxes[clip], frames, strict=True)
+        for box in those
+    )
 
 
 def overlap(a: np.ndarray, b: np.ndarray) -> float:
@@ -151,7 +191,13 @@ def draw(table: pd.DataFrame, path: Path) -> None:
     shown = table.sort_values("total")
     figure, axes = plt.subplots(figsize=(9, 0.42 * len(shown) + 1.4))
     left = np.zeros(len(shown))
-    parts = {"decode": "tab:blue", "detect": "tab:orange", "faces": "tab:orange", "voice": "tab:green", "networks": "tab:red"}
+    parts = {
+        "decode": "tab:blue",
+        "detect": "tab:orange",
+        "faces": "tab:orange",
+        "voice": "tab:green",
+        "networks": "tab:red",
+    }
     for part, colour in parts.items():
         if part in shown:
             width = shown[part].fillna(0).to_numpy()
@@ -161,7 +207,11 @@ def draw(table: pd.DataFrame, path: Path) -> None:
     for place, (_, row) in enumerate(shown.iterrows()):
         found = "" if np.isnan(row["faces found"]) else f", {row['faces found']:.0%} of the faces"
         axes.text(row["total"], place, f" {row['total']:.2f} s{found}", va="center", fontsize=8)
-    axes.set(title=f"Seconds a clip, {os.cpu_count()} cores", xlabel="seconds", xlim=(0, 1.35 * shown["total"].max()))
+    axes.set(
+        title=f"Seconds a clip, {os.cpu_count()} cores",
+        xlabel="seconds",
+        xlim=(0, 1.35 * shown["total"].max()),
+    )
     axes.invert_yaxis()
     axes.legend(loc="upper right", fontsize=8)
     figure.savefig(path, dpi=110, bbox_inches="tight")
@@ -170,18 +220,24 @@ def draw(table: pd.DataFrame, path: Path) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--environments", type=Path, default=paths.working_folder() / "benchmark", help="the peers'")
-    parser.add_argument("--only", nargs="+", default=list(CONTESTANTS), choices=list(CONTESTANTS), metavar="NAME")
+    parser.add_argument(
+        "--environments", type=Path, default=paths.working_folder() / "benchmark", help="the peers'"
+    )
+    parser.add_argument(
+        "--only", nargs="+", default=list(CONTESTANTS), choices=list(CONTESTANTS), metavar="NAME"
+    )
     parser.add_argument("--chart", type=Path, default=HERE.parent / "docs" / "speed.png")
     options = parser.parse_args()
     clips, timed = find_clips()
-    contestants = [Contestant.start(name, options.environments) for name in CONTESTANTS if name in options.only]
+    contestants = [
+        Contestant.start(name, options.environments) for name in CONTESTANTS if name in options.only
+    ]
     for one in contestants:
         for clip in tqdm(clips if one.name in UNTIMED_FIRST else timed[:1], desc=one.name, unit="clip"):
             one.look(clip)
     for turn in tqdm(range(options.rounds), desc="rounds"):
         for clip in timed:
-            for one in contestants[turn % len(contestants):] + contestants[: turn % len(contestants)]:
+            for one in contestants[turn % len(contestants) :] + contestants[: turn % len(contestants)]:
                 one.seconds.append(one.look(clip))
     table = summarise(contestants, [clip.name for clip in clips])
     print(table.round(2).to_string())

@@ -1,6 +1,6 @@
 """Builds the static site: README, docs, model cards, and every notebook executed on the miniature.
 
-    python docs/build.py [--output site] [--without-notebooks]
+python docs/build.py [--output site] [--without-notebooks]
 """
 
 import argparse
@@ -20,7 +20,14 @@ from nbconvert.preprocessors import ExecutePreprocessor
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = ["README.md", "CONTRIBUTING.md", "CHANGELOG.md", "docs/*.md", "models/*.md", "models/reference/*.md"]
-FILES = ["docs/*.png", "LICENSE", "NOTICE", "models/results.json", "models/detector.json", "kernel-metadata.json"]
+FILES = [
+    "docs/*.png",
+    "LICENSE",
+    "NOTICE",
+    "models/results.json",
+    "models/detector.json",
+    "kernel-metadata.json",
+]
 TEMPLATE = jinja2.Template("""<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{{ title }}</title>
 <meta name="viewport" content="width=device-width, initial-scale=1"><style>
 body { max-width: 52rem; margin: 2rem auto; padding: 0 1rem; font: 17px/1.55 system-ui, sans-serif; color: #1b1f24 }
@@ -37,12 +44,14 @@ def target_of(path: str) -> str:
 
 def linked(html: str) -> str:
     """Point links to Markdown files and notebooks at their pages."""
+
     def page(match: re.Match) -> str:
         place, mark, fragment = match[1].partition("#")
         if urlsplit(place).scheme or not place.endswith((".md", ".ipynb")):
             return match[0]
         folder, _, name = place.rpartition("/")
         return f'href="{folder}{"/" if folder else ""}{target_of(name)}{mark}{fragment}"'
+
     return re.sub(r'href="([^"]+)"', page, html)
 
 
@@ -82,7 +91,11 @@ def broken_links(site: Path) -> list[str]:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--output", type=Path, default=ROOT / "site")
-    parser.add_argument("--without-notebooks", action="store_true", help="leave the notebooks out; their links are not checked")
+    parser.add_argument(
+        "--without-notebooks",
+        action="store_true",
+        help="leave the notebooks out; their links are not checked",
+    )
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as scratch:
         site = Path(scratch) / "site"
@@ -98,7 +111,9 @@ def main() -> int:
             for path in sorted((ROOT / "notebooks").glob("*.ipynb")):
                 print(path.stem, flush=True)
                 notebook_page(path, site, Path(scratch) / "work")
-        broken = [link for link in broken_links(site) if not (options.without_notebooks and "notebooks/" in link)]
+        broken = [
+            link for link in broken_links(site) if not (options.without_notebooks and "notebooks/" in link)
+        ]
         if not broken:
             options.output.mkdir(parents=True, exist_ok=True)
             shutil.copytree(site, options.output, dirs_exist_ok=True)

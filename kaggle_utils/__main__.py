@@ -75,7 +75,7 @@ def _parser() -> argparse.ArgumentParser:
     check.add_argument("--data", type=Path, help="folder of clips or DFDC root that it must match")
     check.set_defaults(run=run_check)
 
-    train = commands.add_parser("train", help="train a network, as python -m recipes train does", add_help=False)
+    train = commands.add_parser("train", help="train a network (python -m recipes train)", add_help=False)
     train.add_argument("arguments", nargs=argparse.REMAINDER)
     train.set_defaults(run=run_train)
 
@@ -216,15 +216,6 @@ def run_train(options: argparse.Namespace) -> None:
     from recipes.__main__ import main as recipes
 
     sys.exit(recipes(["train", *options.arguments]))
-
-
-def run_prepare(options: argparse.Namespace) -> None:
-    """Cut faces for training."""
-    from recipes.face import preparation
-
-    output = options.output or paths.working_folder() / f"{options.what}_faces"
-    table = getattr(preparation, f"prepare_{options.what}")(options.folder, output)
-    print(f"{output}: {len(table)} faces, {table['label'].isin(['REAL', 0]).sum()} of them REAL")
 
 
 def run_results(options: argparse.Namespace) -> None:

@@ -1,8 +1,8 @@
-"""From one clip to a calibrated P(fake): the inference API, where faces and voice meet.
+"""The inference API: a calibrated P(fake) for a clip, from its faces and its voice.
 
 :class:`Detector` reads a clip once, runs the face network on each tracked person's crops and the voice
-network on the sound, and fuses the results. Every clip gets an answer: anything that cannot be read or found
-becomes a warning and a defined score.
+network on the sound, and fuses the results. Every clip gets a score: anything that cannot be read or found
+becomes a warning, and the score is still defined.
 """
 
 import hashlib
@@ -38,11 +38,11 @@ class Verdict:
     Attributes:
         probability: calibrated P(fake) of the whole clip, in [0, 1].
         face: P(fake) of the faces alone, that is, of at least one person; NaN if no face was found.
-        voice: P(fake) of the voice alone; NaN if nobody speaks.
+        voice: P(fake) of the voice alone; NaN without speech.
         frames: one dict per scored crop: ``time_s``, ``track``, ``box`` (x, y, width, height in source
             pixels), ``source`` (detected, interpolated or fallback), ``probability`` (None for a fallback).
         tracks: one dict per person: ``id``, ``probability`` as if alone, ``frames`` (with a detection).
-        warnings: what failed or was not analysed, each naming the file.
+        warnings: failures and omissions; each names the file.
     """
 
     probability: float
@@ -92,7 +92,7 @@ class Detector:
 
         Args:
             folder: the weights folder; default: ``models/``. ``models/reference``: the study's networks.
-            prior: share of fakes expected: DFDC's test set was balanced (0.5), a newsroom's clips are not.
+            prior: share of fakes expected. DFDC's test set was balanced (0.5); clips in a newsroom are not.
             join: overrides the folder's fusion: ``noisy_or`` or ``last_network`` (the study's last CNN).
 
         Raises:
@@ -123,8 +123,8 @@ class Detector:
 
         Args:
             crops: uint8 RGB (N, H, W, 3).
-            framed: True if the crops have the tight framing of the training faces. Otherwise each crop is
-                searched for the face and cut to that framing; without a face, its central part is used.
+            framed: True if the crops have the tight framing of the training faces. Otherwise the face is
+                found in each crop and cut to that framing; without a face, the central part is used.
         """
         crops = np.asarray(crops)
         if len(crops) == 0:
@@ -137,14 +137,11 @@ class Detector:
         return self._probability(logits, "crop").astype(np.float32)
 
     def score_voice(self, samples: np.ndarray, sample_rate: int) -> float:
-        """P(fake) of a voice; NaN if there is none (nothing above −60 dBFS).
+        """P(fake) of a voice; NaN with less than a second of speech (``voice.speech``).
 
         Args:
             samples: (T,) or (T, channels), int16 or float in [-1, 1].
             sample_rate: any rate, in Hz.
-
-        Returns:
-            a float; NaN with less than a second of speech (``voice.speech``).
         """
         outputs = self._run_voice(samples, sample_rate)
         if outputs is None:
@@ -160,8 +157,8 @@ class Detector:
             frames: number of evenly spread frames to read; fewer than ten are repeated to fill ten rows.
 
         Returns:
-            a :class:`Verdict`. If the picture cannot be read, the voice alone decides; if neither can, the
-            prior is returned. A warning names the file and the reason.
+            A :class:`Verdict`. If the picture cannot be read, only the voice is scored. If neither can be
+            read, the prior is returned. A warning names the file and the reason.
         """
         return self.examine(path, frames)[0]
 
@@ -172,7 +169,7 @@ class Detector:
 
     def examine_extract(self, path: str | Path,
                         extracted: extraction.Extract) -> tuple[Verdict, list[framing.FaceCrops]]:
-        """As :meth:`examine`, on an extract made now or earlier by ``python -m kaggle_utils extract``."""
+        """As :meth:`examine`, on an extract, such as one from ``python -m kaggle_utils extract``."""
         path, warnings = Path(path), list(extracted.warnings)
         seen = [self.face_outputs(person.images) for person in extracted.people]
         heard = self.voice_outputs(path, extracted.samples, extracted.sample_rate, warnings)
@@ -180,19 +177,19 @@ class Detector:
 
     def predict_folder(self, folder: str | Path, output_csv: str | Path, hours: float | None = None,
                        progress: bool = True) -> pd.DataFrame:
-        """Score every clip of a folder into a ``filename,label`` CSV with one row per clip, whatever happens.
+        """Score every clip of a folder into a ``filename,label`` CSV that always has one row per clip.
 
         Every row starts at the prior and is replaced when its clip is finished. The verdicts are kept in a
-        journal, ``<output_csv>.journal``: if interrupted, call again and the run resumes. The ten crops
-        behind each answer are saved as a small picture in ``<output_csv>.faces/``.
+        journal, ``<output_csv>.journal``. After an interruption, call again: the run resumes. The ten crops
+        behind each verdict are saved as a small picture in ``<output_csv>.faces/``.
 
         Args:
             folder: a DFDC root (``test_videos`` in the order of ``sample_submission.csv``) or a flat folder
                 of clips, with or without ``metadata.json``.
-            hours: time budget; if short, fewer frames are read and the last clips keep the prior.
+            hours: time budget; if it is short, fewer frames are read, and the last clips keep the prior.
 
         Returns:
-            one row per clip: ``filename``, ``path``, ``truth`` (NaN if unknown), ``label``, and the verdict's
+            One row per clip: ``filename``, ``path``, ``truth`` (NaN if unknown), ``label``, and the verdict's
             fields.
         """
         output_csv = Path(output_csv)
@@ -211,7 +208,7 @@ class Detector:
             return verdict.to_dict() | {"read": extracted.asked}
 
         def unscored(name: str, reason: str) -> dict:
-            return Verdict(self.prior, warnings=[f"{name}: {reason}, the prior stands"]).to_dict()
+            return Verdict(self.prior, warnings=[f"{name}: {reason}, the score is the prior"]).to_dict()
 
         clips = clips_to_score(folder)
         fingerprint = (f"{self.fingerprint} {type(self.fuse).__name__} prior {self.prior} "
@@ -222,9 +219,10 @@ class Detector:
 
     def voice_outputs(self, path: Path, samples: np.ndarray | None, sample_rate: int,
                       warnings: list[str]) -> dict | None:
-        """The voice network's outputs for a clip's sound; None without sound or, with a warning, if nobody speaks.
+        """Run the voice network on a clip's sound; None without sound or, with a warning, without speech.
 
-        ``samples``: as :func:`extraction.listen` returns them, at ``sample_rate`` Hz; None without sound.
+        Args:
+            samples: as :func:`extraction.listen` returns them, at ``sample_rate`` Hz; None without sound.
         """
         outputs = None if samples is None else self._run_voice(samples, sample_rate)
         if samples is not None and outputs is None:
@@ -234,7 +232,7 @@ class Detector:
     def combine(self, path: Path, clip: video.Frames | extraction.Extract | None,
                 people: list[framing.FaceCrops], seen: list[dict], heard: dict | None,
                 warnings: list[str]) -> Verdict:
-        """Fuse the outputs of both branches: scores per frame, per person, and of all people and the voice.
+        """Fuse the outputs of both branches into scores of each frame, each person, the voice and the clip.
 
         Args:
             clip: its frames as :func:`extraction.look` returns them, or its extract.
@@ -249,7 +247,7 @@ class Detector:
                    key=lambda index: logits[index], default=None)
         if main is None:
             searched = f"no face found in {len(clip.times_s)} frames, " if clip and len(clip.times_s) else ""
-            outcome = "the prior stands" if heard is None else "the voice alone decides"
+            outcome = "the score is the prior" if heard is None else "the voice alone decides"
             warnings.append(f"{path.name}: {searched}{outcome}")
         elif note := quality_note(people[main]):
             warnings.append(f"{path.name}: {note}")
@@ -318,7 +316,7 @@ class Detector:
         return crops if same else np.stack([_resize(crop, side) for crop in crops])
 
     def _run_voice(self, samples: np.ndarray, sample_rate: int) -> dict[str, np.ndarray] | None:
-        """All outputs of the voice network, one row per window; None if there is nothing to hear."""
+        """All outputs of the voice network, one row per window; None without enough speech."""
         heard = voice_signal.hear(samples, sample_rate, self._hears_reference)
         if heard is None:
             return None
@@ -350,7 +348,7 @@ def checked_digests(folder: Path) -> dict[str, str]:
 
 
 def _save_strip(path: Path, verdict: Verdict, people: list[framing.FaceCrops]) -> None:
-    """Save the most suspicious person's crops side by side, 128 pixels each; without crops, no picture."""
+    """Save the crops of the most suspicious person side by side, 128 pixels each; without crops, nothing."""
     if os.path.exists(path):  # False for an overlong name
         path.unlink()
     if people:
@@ -359,7 +357,7 @@ def _save_strip(path: Path, verdict: Verdict, people: list[framing.FaceCrops]) -
         crops = people[int(np.argmax(suspicion))].images
         strip = np.concatenate([cv2.resize(crop, (128, 128), interpolation=cv2.INTER_AREA) for crop in crops],
                                axis=1)
-        path.write_bytes(cv2.imencode(".jpg", strip[..., ::-1])[1])  # imwrite hides a full disk
+        path.write_bytes(cv2.imencode(".jpg", strip[..., ::-1])[1].tobytes())  # imwrite hides a full disk
 
 
 def _resize(crop: np.ndarray, side: int) -> np.ndarray:

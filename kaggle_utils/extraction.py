@@ -1,17 +1,18 @@
 """Turn a clip into network inputs, the crops of each person and the voice; cache whole folders of clips.
 
-The cache holds one compressed file per clip, and an interrupted run resumes. joblib runs the clips on one
-machine's processors or, with ``dask`` or ``ray``, on a cluster whose machines share the folders.
+The cache holds one compressed file per clip, and an interrupted run resumes. joblib spreads the clips over
+the processors of this machine or, with ``dask`` or ``ray``, over a cluster whose machines share the folders.
 """
 
 import json
 import os
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import cv2
 import joblib
@@ -24,9 +25,9 @@ from .face import detection, framing
 from .media import isolation, sound, video
 
 FRAMES = 10  # frames read from a clip
-READING = 2  # raise it when clips give other frames or crops: caches and journals of before are made anew
+READING = 2  # raise it if clips yield different frames or crops: older caches and journals become invalid
 LYING = {90: cv2.ROTATE_90_CLOCKWISE, 270: cv2.ROTATE_90_COUNTERCLOCKWISE, 180: cv2.ROTATE_180}
-TRIED = 3  # frames that are searched lying on each side, where no upright face is found
+TRIED = 3  # frames that are searched in each rotation if no upright face is found
 BACKENDS = ("loky", "dask", "ray")
 DECIMALS = 2  # of cached boxes, in pixels: the last bits depend on MTCNN's number of threads
 
@@ -38,7 +39,7 @@ class Extract:
     ``people``: the crops of each person, the main one first; without a face, one list of fallback crops;
     empty if the picture cannot be read. ``times_s`` float64 (frames,): the time of each frame. ``samples``
     float32 (T,) in [-1, 1] at ``sample_rate`` Hz, None without a sound track. ``warnings``: each names the
-    file. ``asked``: the number of frames wanted.
+    file. ``asked``: the requested number of frames.
     """
 
     people: list[framing.FaceCrops]
@@ -51,7 +52,7 @@ class Extract:
 
 def extract(path: str | Path, finder: detection.FaceFinder, frames: int = FRAMES,
             sample_rate: int = sound.SAMPLE_RATE) -> Extract:
-    """Read a clip once: its frames and faces and, in parallel, its sound.
+    """Extract the faces of a clip and, in parallel, its sound.
 
     Args:
         path: a video file; parts that cannot be read become warnings.
@@ -61,7 +62,7 @@ def extract(path: str | Path, finder: detection.FaceFinder, frames: int = FRAMES
         sound = beside.submit(listen, path, sample_rate)
         clip, warnings = look(path, frames)
         people = framing.extract_faces(clip.images, finder) if clip else []
-        if people and people[0].track < 0 and (turned := upright(path, clip, finder)):
+        if clip and people[0].track < 0 and (turned := upright(path, clip, finder)):
             people, warnings = framing.extract_faces(turned.images, finder), turned.warnings
         samples, heard = sound.result()
     times_s = clip.times_s if clip else np.zeros(0)
@@ -78,12 +79,12 @@ def look(path: Path, frames: int) -> tuple[video.Frames | None, list[str]]:
 
 
 def upright(path: Path, clip: video.Frames, finder: detection.FaceFinder) -> video.Frames | None:
-    """A clip without an upright face, turned so that most of three frames have one; None if there is none."""
+    """Rotate a clip without upright faces until most of three frames have one; None if no rotation helps."""
     tried = video.evenly_spread(len(clip.images), TRIED)
     for turn, code in LYING.items():
         found = finder([cv2.rotate(clip.images[index], code) for index in tried])
         if sum(any(face.confidence >= framing.SURE for face in faces) for faces in found) > len(tried) / 2:
-            warning = f"{path.name}: the picture lies on its side, it was turned by {turn}°"
+            warning = f"{path.name}: the picture was not upright and was rotated by {turn}°"
             return replace(clip, images=[cv2.rotate(image, code) for image in clip.images],
                            warnings=[*clip.warnings, warning])
     return None
@@ -103,10 +104,11 @@ class Ahead:
     """Extracts the next clip in a background thread while the current one is scored."""
 
     def __init__(self, extract: Callable[[Path, int], Extract]):
-        self._extract, self._thread, self._coming = extract, ThreadPoolExecutor(max_workers=1), {}
+        self._extract, self._thread = extract, ThreadPoolExecutor(max_workers=1)
+        self._coming: dict[Path, Future] = {}
 
     def __call__(self, path: Path, frames: int, following: Path | None = None) -> Extract:
-        """The extract of a clip, prefetched if it was the last ``following``; then prefetch ``following``."""
+        """Return a clip's extract, prefetched if it was the last ``following``; prefetch ``following``."""
         wanted = self._coming.pop(path, None) or self._thread.submit(self._extract, path, frames)
         self._coming = {following: self._thread.submit(self._extract, following, frames)} if following else {}
         return wanted.result()
@@ -118,16 +120,19 @@ class Ahead:
         self._thread.shutdown(cancel_futures=True)
 
 
-# --- one file for each clip ---------------------------------------------------------------------------------
+# --- one file per clip --------------------------------------------------------------------------------------
 def save_extract(path: str | Path, extracted: Extract, key: str = "") -> None:
     """Write an extract as a compressed ``.npz``, atomically (temporary name, then rename).
 
     The same extract gives the same bytes. ``key`` identifies its source clip and settings.
     """
     path, people = Path(path), extracted.people
-    arrays = {f"{name}_{number}": value for number, person in enumerate(people) for name, value in {
-        "images": person.images, "boxes": person.boxes.round(DECIMALS).astype(np.float32),
-        "sources": np.array(person.sources), "frames": person.frame_indices, "track": person.track}.items()}
+    arrays: dict[str, Any] = {}
+    for number, person in enumerate(people):
+        arrays |= {f"images_{number}": person.images,
+                   f"boxes_{number}": person.boxes.round(DECIMALS).astype(np.float32),
+                   f"sources_{number}": np.array(person.sources), f"frames_{number}": person.frame_indices,
+                   f"track_{number}": person.track}
     if extracted.samples is not None:
         arrays["samples"] = np.rint(extracted.samples * 32768).astype(np.int16)
     about = {"key": key, "people": len(people), "sample_rate": extracted.sample_rate,
@@ -161,7 +166,11 @@ def _is_made(path: Path, key: str) -> bool:
 # --- folders ------------------------------------------------------------------------------------------------
 def extract_folder(folder: str | Path, cache_folder: str | Path, jobs: int = 1, backend: str = "loky",
                    scheduler: str | None = None, frames: int = FRAMES, progress: bool = True) -> pd.DataFrame:
-    """:func:`extract_clips` for every clip that ``datasets.dfdc.clips_to_score`` lists for a folder."""
+    """:func:`extract_clips` for every clip that ``datasets.dfdc.clips_to_score`` lists for a folder.
+
+    Raises:
+        FileNotFoundError: no clips. ValueError: an unknown backend.
+    """
     clips = clips_to_score(Path(folder).resolve()).drop(columns="label")
     return extract_clips(clips, cache_folder, jobs, backend, scheduler, frames, progress)
 
@@ -180,11 +189,10 @@ def extract_clips(clips: pd.DataFrame, cache_folder: str | Path, jobs: int = 1, 
         scheduler: address of the cluster's scheduler, such as ``tcp://10.0.0.5:8786``; None: a local one.
 
     Returns:
-        ``clips`` with the columns ``cache`` (the file) and ``made``, False if an earlier run had made it.
+        ``clips`` with the columns ``cache`` (the file) and ``made`` (False if an earlier run made it).
 
     Raises:
         ValueError: an unknown backend.
-        FileNotFoundError: no clips.
     """
     cache_folder = Path(cache_folder).resolve()
     cache_folder.mkdir(parents=True, exist_ok=True)
@@ -204,8 +212,9 @@ def extract_clips(clips: pd.DataFrame, cache_folder: str | Path, jobs: int = 1, 
 
 
 def _key(path: Path, frames: int) -> str:
-    """Identifies what a cached file was made from: the clip's size in bytes and mtime, and the settings."""
-    return " ".join(map(str, [*(file_stamp(path) or ["missing"]), frames, READING]))
+    """Identifies the source of a cached file: size in bytes and mtime of the clip, and the settings."""
+    stamp = " ".join(map(str, file_stamp(path) or ("missing",)))
+    return f"{stamp} {frames} {READING}"
 
 
 def _extract_to_file(path: Path, target: Path, key: str, frames: int) -> None:
@@ -220,7 +229,7 @@ def _finder() -> detection.FaceFinder:
 
 @contextmanager
 def _parallel_backend(backend: str, scheduler: str | None) -> Iterator[None]:
-    """Run joblib on ``backend``; a client of the scheduler lives as long as the block."""
+    """Run joblib on ``backend``; the client of the scheduler is closed after the block."""
     if backend not in BACKENDS:
         raise ValueError(f"backend: expected one of {', '.join(BACKENDS)}, found {backend!r}")
     if backend == "dask":

@@ -113,8 +113,9 @@ def fit_line(labels: ArrayLike, logits: ArrayLike) -> tuple[float, float]:
     """Scale and shift that turn logits into log odds, both classes weighted alike (Platt 1999)."""
     from sklearn.linear_model import LogisticRegression
 
-    middle, spread = float(np.mean(logits)), max(float(np.std(logits)), 1e-6)
-    places = (np.asarray(logits, np.float64)[:, None] - middle) / spread
+    logits = np.asarray(logits, np.float64)
+    middle, spread = float(logits.mean()), max(float(logits.std()), 1e-6)
+    places = (logits[:, None] - middle) / spread
     model = LogisticRegression(C=10.0, class_weight="balanced", tol=1e-8).fit(places, labels)
     scale = float(model.coef_[0, 0] / spread)
     return scale, float(model.intercept_[0]) - scale * middle

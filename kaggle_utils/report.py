@@ -1,9 +1,9 @@
-"""A one-page report on a clip: verdict, scores over time, and what the networks looked at and heard.
+"""A one-page report on a clip: verdict, scores over time, and maps of where the networks respond.
 
 :func:`study` examines a clip more closely than the verdict needs; :func:`page` renders the result as one
 self-contained HTML file that works offline: no scripts, fonts or links. The verdict equals
-:meth:`Detector.predict`, from the same ten frames and people; the curves follow these people in three times
-as many.
+:meth:`Detector.predict`, from the same ten frames and people. The curves follow these people over three times
+as many frames.
 """
 
 import base64
@@ -28,7 +28,7 @@ from .voice import networks as voice_networks
 from .voice import signal as voice_signal
 
 SAMPLED = 3 * FRAMES  # frames of a curve: an odd multiple includes those of the verdict
-SHOWN = 3  # number of most, and of least, suspicious frames of a person
+SHOWN = 3  # number of most suspicious and of least suspicious frames per person
 RARE = 0.05  # a second prior: one fake in twenty clips
 HEAT_TOP = 5.0  # Grad-CAM value, in logits, at the top of the scale; raised to the page's maximum
 STILL = 640  # px, long side of the full frame
@@ -46,6 +46,7 @@ class Zone:
     sign: str
     style: str
 
+
 ZONES = (Zone(0.8, "Likely fake", "▲", "fake"), Zone(0.2, "Uncertain", "◆", "unsure"),
          Zone(0.0, "No sign found", "●", "none"))
 UNKNOWN = Zone(math.nan, "Cannot tell: no face, no voice", "?", "unknown")
@@ -60,8 +61,8 @@ def zone_of(probability: float) -> Zone:
 class Person:
     """One tracked person over the sampled frames.
 
-    ``crops`` uint8 RGB (n, 256, 256, 3), cut at ``boxes`` (n, 4); ``scores`` P(fake) of each, NaN if no face
-    is known; ``sources`` as in :class:`framing.FaceCrops`; ``heat``: Grad-CAM maps (h, w) of the frames
+    ``crops`` uint8 RGB (n, 256, 256, 3), cut at ``boxes`` (n, 4); ``scores``: P(fake) of each crop, NaN
+    without a face; ``sources`` as in :class:`framing.FaceCrops`; ``heat``: Grad-CAM maps (h, w) of the frames
     ``most`` and ``least``, by frame.
     """
 
@@ -101,7 +102,7 @@ class Voice:
 
 @dataclass(eq=False)
 class Study:
-    """Everything on a clip's page. ``kept``: the sampled frames that the verdict is based on."""
+    """The content of a clip's page. ``kept``: the sampled frames that the verdict is based on."""
 
     path: Path
     verdict: Verdict
@@ -144,7 +145,7 @@ def write_report(path: str | Path, output: str | Path, detector: Detector) -> St
 
 # --- looking and listening ----------------------------------------------------------------------------------
 def study(path: str | Path, detector: Detector) -> Study:
-    """Analyse one clip for its page. Anything that cannot be read is left out, with a warning in the verdict.
+    """Analyse one clip for its page. Unreadable parts are left out, with a warning in the verdict.
 
     Raises:
         FileNotFoundError: ``path`` is not a file.
@@ -196,7 +197,7 @@ def _people(detector: Detector, verdict: Verdict, found: list[framing.FaceCrops]
 
 
 def _voice(detector: Detector, recorded: np.ndarray, heard: dict | None, path: Path | None) -> Voice | None:
-    """The voice as the network hears it, on the time axis of the pictures of ``path``."""
+    """The input of the voice network and its saliency, on the time axis of the frames of ``path``."""
     if heard is None:
         return None
     rate = detector.voice_rate
@@ -297,7 +298,7 @@ def _sound(found: Study) -> str:
 
 
 def left_out(found: Study) -> list[str]:
-    """What was not analysed, and why: first for this clip, then in general."""
+    """The omissions of the analysis and their reasons: first for this clip, then in general."""
     lines = [warning.replace(str(found.path), found.path.name) for warning in found.verdict.warnings]
     if found.clip:
         lines.append(f"All but {len(found.clip.images)} sampled frames of {found.clip.info.frame_count}.")
@@ -330,7 +331,7 @@ def _ticks(duration_s: float) -> list[tuple[float, str]]:
 
 
 def _curve(person: Person, found: Study) -> tuple[list[str], list[dict]]:
-    """A curve's lines, broken where no face is known, and its points; x in 0..1000, y in 0..100."""
+    """The lines of a curve, with gaps where no face is known, and its points; x in 0..1000, y in 0..100."""
     points = [{"x": round(1000 * time / found.duration_s, 1), "y": round(100 * (1 - score), 1),
                "time_s": time, "score": score, "seen": source == "detected"}
               for time, score, source in zip(found.clip.times_s, person.scores, person.sources, strict=True)]
@@ -346,7 +347,7 @@ def _curve(person: Person, found: Study) -> tuple[list[str], list[dict]]:
 
 # --- pictures -----------------------------------------------------------------------------------------------
 def _still(found: Study) -> tuple[int, np.ndarray]:
-    """The middle one of the frames with the most people; its picture with a lettered box round each face."""
+    """The middle one of the frames with the most people; its picture with a lettered box around each face."""
     seen = np.zeros(len(found.clip.images), int) + sum(~np.isnan(person.scores) for person in found.people)
     best = np.flatnonzero(seen == seen.max())
     frame = int(best[len(best) // 2])

@@ -65,7 +65,8 @@ def fill(text: str, folder: str | Path | None = None) -> str:
     table = read_results(folder=folder)
 
     def written(match: re.Match) -> str:
-        row, (scale, digits, unit) = table.loc[match["name"]], (100, 1, " %") if match["percent"] else (1, 3, "")
+        row = table.loc[match["name"]]
+        scale, digits, unit = (100, 1, " %") if match["percent"] else (1, 3, "")
         numbers = [f"{scale * row[column]:.{digits}f}" for column in ("value", "low", "high")]
         interval = "" if pd.isna(row["low"]) else f" ({numbers[1]}–{numbers[2]})"
         return f"<!-- {match['name']}{match['percent'] or ''} -->{numbers[0]}{unit}{interval}<!-- / -->"

@@ -64,15 +64,16 @@ class TimeGuard:
     """Chooses how many frames to read per clip to finish all clips within a time budget.
 
     It measures the seconds per clip on the current rung of the ladder. If the remaining clips would not fit,
-    it steps down; if they would fit with more frames, even if all the time went into frames, up. The first
-    clip on a rung, and the one read ahead when it was entered, do not count. If not even one more clip fits,
-    it says stop.
+    it steps down. It steps up if they would fit with more frames, even if time grew in proportion to them.
+    The first clip on a rung, and the clip read ahead on the previous rung, do not count. When not even one
+    more clip fits, it is ``exhausted``.
     """
 
     def __init__(self, hours: float | None, clips_left: int, clock: Callable[[], float] = time.monotonic):
         self.clock, self.left = clock, clips_left
         self.deadline = None if hours is None else clock() + hours * 3600 * MARGIN
-        self.rung, self.seconds, self.uncounted, self.last = 0, [], 1, 0.0
+        self.rung, self.uncounted, self.last = 0, 1, 0.0
+        self.seconds: list[float] = []
 
     @property
     def frames(self) -> int:
@@ -107,18 +108,18 @@ class TimeGuard:
 def score_clips(clips: pd.DataFrame, predict: Callable[[str, Path | None, int, Path | None], dict],
                 output_csv: str | Path, unscored: Callable[[str, str], dict], fingerprint: str,
                 hours: float | None = None, progress: bool = True) -> pd.DataFrame:
-    """Write ``filename,label`` for every clip, whatever happens; returns the table with journal entries.
+    """Write ``filename,label`` for every clip, even after failures; returns the table with journal entries.
 
     Every row starts at the prior. Each finished clip replaces its row (by an atomic rename) and adds a line
-    to the journal ``<output>.journal``. If interrupted, call again: the run resumes, and also rescores clips
-    that failed, whose file has changed, or, without ``hours``, of which fewer frames were read for lack of
-    time. A failure affects only its own clip.
+    to the journal ``<output>.journal``. After an interruption, call again: the run resumes. It also rescores
+    clips that failed and clips whose file has changed. Without ``hours``, it rescores clips of which fewer
+    frames were read for lack of time. A failure affects only its own clip.
 
     Args:
         clips: as returned by :func:`kaggle_utils.datasets.dfdc.clips_to_score`.
         predict: ``(filename, path, frames, following) -> dict`` with ``probability``; all entries go into the
-            journal. ``following`` is the path of the next clip, or None. ``read`` in it: the number of frames
-            wanted, if another than ``frames``, as of a clip read ahead.
+            journal. ``following`` is the path of the next clip, or None. The entry ``read`` is the number of
+            frames requested, if it differs from ``frames``, as for a clip read ahead.
         unscored: ``(filename, reason) -> dict`` with ``probability``: the row of an unscored clip, the prior.
         fingerprint: identifies the models and settings of a journal.
     """
@@ -173,7 +174,7 @@ def _write(output_csv: Path, rows: dict[str, dict]) -> None:
 
 
 def _replace(path: Path, content: bytes) -> None:
-    """Write a file atomically: a reader sees the old content or the new, never a part."""
+    """Write a file atomically: a reader sees the old or the new content, never a mixture."""
     partial = path.with_name(path.name + ".partial")
     with _named(path):
         partial.write_bytes(content)
@@ -191,7 +192,7 @@ def _named(path: Path) -> Iterator[None]:
 
 # --- the check ----------------------------------------------------------------------------------------------
 def problems_of(submission: str | Path, expected: Iterable[str] | None = None) -> list[str]:
-    """Faults for which Kaggle would reject a submission: one line each, with the first rows affected.
+    """Faults for which Kaggle would reject a submission: one line each, with the first affected rows.
 
     Args:
         expected: names of the required clips, each once; None: names are not checked against a data set.
@@ -211,8 +212,8 @@ def problems_of(submission: str | Path, expected: Iterable[str] | None = None) -
     found = {
         "rows that do not have two fields": [f"row {number}: {row}" for number, row in lines.items()
                                              if len(row) != 2],
-        "labels that are no number in [0, 1]": [f"row {number}: {label!r}" for number, label in labels.items()
-                                                if not _is_probability(label)],
+        "labels that are not numbers in [0, 1]": [f"row {number}: {label!r}" for number, label
+                                                  in labels.items() if not _is_probability(label)],
         "duplicate rows": [name for name, count in Counter(names).items() if count > 1],
         "missing rows": sorted(set(known) - set(names)),
         "extra rows": sorted(set(names) - set(known)),

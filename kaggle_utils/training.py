@@ -175,6 +175,8 @@ class PlanEpochs(keras.callbacks.Callback):
         self.batches, self.planned, self.epochs, self.deadline = batches, planned, epochs, deadline
         self.validate, self.checkpoint, self.history = validate, checkpoint, list(history)
         self.steps, self.wanted, self.validations = batches.num_batches, epochs, []
+        if deadline is None:  # the run that this one resumes may have been planned for a time limit
+            planned.assign(self.steps * epochs)
         self.bar = tqdm(total=self.steps * epochs, initial=self.steps * len(self.history), unit="step",
                         mininterval=5)
 

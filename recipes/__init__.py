@@ -1,1 +1,1 @@
-"""How the shipped weights were made: data, training runs and their evaluation. Needs the clone."""
+"""Data preparation, training and evaluation of the shipped weights. Only in a clone of the repository."""

@@ -1,4 +1,4 @@
-"""How the shipped weights were made and judged: ``python -m recipes COMMAND``; ``--help`` lists the commands."""
+"""Train and evaluate the shipped weights: ``python -m recipes COMMAND``; ``--help`` lists the commands."""
 
 import argparse
 import json
@@ -33,8 +33,12 @@ def _parser() -> argparse.ArgumentParser:
     corpus.set_defaults(run=build_corpus)
 
     prepare = commands.add_parser("prepare", help="cut faces for training, with landmarks")
-    prepare.add_argument("what", choices=["dfdc", "stills", "web"], help="part folders, portraits or web clips")
-    prepare.add_argument("folder", type=Path, help="DFDC's part folders with metadata.json, or research data")
+    prepare.add_argument(
+        "what", choices=["dfdc", "stills", "web"], help="DFDC part folders, still portraits or web clips"
+    )
+    prepare.add_argument(
+        "folder", type=Path, help="for dfdc: the part folders with metadata.json; otherwise the research data"
+    )
     prepare.add_argument("-o", "--output", type=Path, help="for table and crops (default: work/WHAT_faces)")
     prepare.set_defaults(run=prepare_faces)
 
@@ -46,22 +50,32 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument("-o", "--output", type=Path, help="for weights and scores (default: work/training)")
     train.set_defaults(run=train_network)
 
-    evaluate = commands.add_parser("evaluate", help="test the face networks on people and generators they never "
-                                   "met, the voice networks on unheard pages, or compare saved scores of runs")
-    evaluate.add_argument("what", choices=["face", "quality", "voice", "runs"])
+    evaluate = commands.add_parser(
+        "evaluate",
+        help="test the face networks on unseen people and generators "
+        "or the voice networks on unseen pages, or compare saved scores of runs",
+    )
+    evaluate.add_argument("what", choices=["face", "quality", "voice", "fusion", "runs"])
     evaluate.add_argument("--data", type=Path, help="the folder of research data (default: $DEEPFAKE_DATA)")
     evaluate.add_argument("--models", type=Path, help="folder of weights (default: models/)")
     evaluate.add_argument("--split", choices=["validation", "test"], default="validation")
-    evaluate.add_argument("--scores", type=Path, help="for runs: a folder of scores or one table "
-                          "(default: models/face_validation.csv)")
-    evaluate.add_argument("-o", "--output", type=Path, help="for voice: folds and scores; existing ones are "
-                          "kept (default: work/folds)")
+    evaluate.add_argument(
+        "--scores",
+        type=Path,
+        help="for runs: a folder of scores or one table (default: models/face_validation.csv)",
+    )
+    evaluate.add_argument(
+        "-o",
+        "--output",
+        type=Path,
+        help="for voice: folds and scores; existing ones are kept (default: work/folds)",
+    )
     evaluate.set_defaults(run=evaluate_networks)
     return parser
 
 
 def build_corpus(options: argparse.Namespace) -> None:
-    """Build the corpus of voices and print what is missing."""
+    """Build the corpus of voices and print the missing recordings."""
     from .voice.corpus import build
 
     output = options.output or paths.working_folder() / "voice" / "systems"
@@ -82,7 +96,9 @@ def prepare_faces(options: argparse.Namespace) -> None:
 
 def train_network(options: argparse.Namespace) -> None:
     """Train one of the named runs."""
-    if options.branch == "face":
+    if options.branch == "face" and options.name == "correction":
+        from .face.correction import run_correction as run
+    elif options.branch == "face":
         from .face.training import run_face as run
     else:
         from .voice.training import run_voice as run
@@ -92,14 +108,20 @@ def train_network(options: argparse.Namespace) -> None:
 
 def evaluate_networks(options: argparse.Namespace) -> None:
     """Print the tables of the model cards."""
-    tables = {"voice": _voice_tables, "runs": _compared_runs, "quality": _quality, "face": _face_tables}
+    tables = {
+        "voice": _voice_tables,
+        "fusion": _fusion_tables,
+        "runs": _compared_runs,
+        "quality": _quality,
+        "face": _face_tables,
+    }
     with pd.option_context("display.width", 250, "display.max_columns", None, "display.max_rows", None):
         for name, table in tables[options.what](options).items():
             print(f"{name}\n{table.round(3).to_string()}\n")
 
 
 def _voice_tables(options: argparse.Namespace) -> dict[str, pd.DataFrame]:
-    """The voice networks on unheard pages; the figures go to ``models/results.json``."""
+    """Evaluate the voice networks on unseen pages and save the results in ``models/results.json``."""
     from .voice import evaluation
 
     line = json.loads((paths.models_folder() / "detector.json").read_text())["calibration"]["voice"]
@@ -109,30 +131,63 @@ def _voice_tables(options: argparse.Namespace) -> dict[str, pd.DataFrame]:
     return evaluation.tables(scores, line)
 
 
+def _fusion_tables(options: argparse.Namespace) -> dict[str, pd.DataFrame]:
+    """Ways to join faces of DFDC with voices of unheard pages; the figures go to ``models/results.json``."""
+    from kaggle_utils.face.data import read_split
+
+    from .face import outside
+    from .fusion.training import compare_scores, save_comparison
+    from .voice import evaluation
+
+    data, members = _research_data(options), outside.read_members(options.models or paths.models_folder())
+    faces = {split: read_split(data, split, altered=True) for split in ("validation", "test")}
+    tables = {
+        split: some.table.assign(logit=outside.member_logits(members, some.crops)["mean"])
+        for split, some in faces.items()
+    }
+    voices = evaluation.averaged(
+        evaluation.judge_folds(data / "voice", options.output or paths.working_folder() / "folds")
+    )
+    lines = json.loads((paths.models_folder() / "detector.json").read_text())["calibration"]
+    table, words = compare_scores(
+        tables["validation"], tables["test"], voices[voices["channel"] == "as recorded"], lines
+    )
+    save_comparison(table, words, "python -m recipes evaluate fusion")
+    return {"ways to join": table, "words of the report": words}
+
+
 def _compared_runs(options: argparse.Namespace) -> dict[str, pd.DataFrame]:
     from .face import evaluation
 
-    return {"validation parts 45–47": evaluation.compare(
-        options.scores or paths.models_folder() / "face_validation.csv")}
+    return {
+        "validation parts 45–47": evaluation.compare(
+            options.scores or paths.models_folder() / "face_validation.csv"
+        )
+    }
 
 
 def _quality(options: argparse.Namespace) -> dict[str, pd.DataFrame]:
     from .face import evaluation
 
     detector = Detector.load(options.models)
-    line = detector.calibration.lines["crop"]
-    return {"validation crops made worse": evaluation.by_quality(detector.face, _research_data(options), line=line)}
+    table = evaluation.by_quality(
+        detector.face, _research_data(options), line=detector.calibration.lines["crop"]
+    )
+    return {"degraded validation crops": table}
 
 
 def _face_tables(options: argparse.Namespace) -> dict[str, pd.DataFrame]:
     from .face import outside
 
-    detector, models, data = Detector.load(options.models), options.models or paths.models_folder(), _research_data(options)
+    detector, data = Detector.load(options.models), _research_data(options)
+    models = options.models or paths.models_folder()
     line, folds = detector.calibration.lines["crop"], models / outside.FOLDS
     return {
-        f"DFDC, {options.split}": outside.evaluate_dfdc(outside.read_members(models), data, options.split, line),
-        "clips of generators and people never met (web_faces)": outside.evaluate_folds(folds, line),
-        "real clips of the same, by kind": outside.false_alarms(folds, line),
+        f"DFDC, {options.split}": outside.evaluate_dfdc(
+            outside.read_members(models), data, options.split, line
+        ),
+        "clips of unseen generators and people (web_faces)": outside.evaluate_folds(folds, line),
+        "real clips of web_faces, by kind": outside.false_alarms(folds, line),
         "whole clips": outside.evaluate_clips(detector, data),
         "still portraits": outside.evaluate_portraits(detector, data),
     }

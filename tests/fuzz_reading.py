@@ -1,7 +1,10 @@
-"""Mutated clips through the reading of pictures and of sound: ``python tests/fuzz_reading.py [COUNT] [--seed N]``.
+"""Mutated clips through the reading of pictures and of sound: ``python tests/fuzz_reading.py [COUNT] [--seed
+N]``.
 
-Each of COUNT inputs is a small valid file with bytes changed, moved, repeated or cut out, the same for the same seed. What
-comes of it must be frames or samples, or a reason: no exception of another kind, no decoder that dies or hangs, no memory
+Each of COUNT inputs is a small valid file with bytes changed, moved, repeated or cut out, the same for the
+same seed. What
+comes of it must be frames or samples, or a reason: no exception of another kind, no decoder that dies or
+hangs, no memory
 that grows. ``make fuzz`` runs 10,000 inputs, ``tests/test_fuzz.py`` as many as fit into some seconds.
 """
 
@@ -32,7 +35,18 @@ SEEDS = {  # files that are mutated: name, and what ffmpeg makes them of
     "mpeg4.mp4": (*PICTURE, "-c:v", "mpeg4"),
     "h265.mp4": (*PICTURE, "-pix_fmt", "yuv420p", "-c:v", "libx265", "-x265-params", "log-level=none"),
     "fields.mp4": (*PICTURE, "-pix_fmt", "yuv420p", "-flags", "+ildct+ilme", "-x264opts", "tff=1"),
-    "vp9.webm": (*PICTURE, *SOUND, "-pix_fmt", "yuv420p", "-c:v", "libvpx-vp9", "-c:a", "libopus", "-deadline", "realtime"),
+    "vp9.webm": (
+        *PICTURE,
+        *SOUND,
+        "-pix_fmt",
+        "yuv420p",
+        "-c:v",
+        "libvpx-vp9",
+        "-c:a",
+        "libopus",
+        "-deadline",
+        "realtime",
+    ),
     "ffv1.mkv": (*PICTURE, *SOUND, "-c:v", "ffv1", "-c:a", "flac"),
     "mjpeg.avi": (*PICTURE, *SOUND, "-c:v", "mjpeg", "-c:a", "pcm_s16le"),
     "mpeg2.ts": (*PICTURE, *SOUND, "-r", "25", "-pix_fmt", "yuv420p", "-c:v", "mpeg2video"),
@@ -40,7 +54,8 @@ SEEDS = {  # files that are mutated: name, and what ffmpeg makes them of
     "sound.aac": SOUND,
     "sound.m4a": SOUND,
 }
-# The ffmpeg of imageio-ffmpeg 0.6, Kaggle's: it dies at every transport stream, and begins the sound of Matroska elsewhere.
+# The ffmpeg of imageio-ffmpeg 0.6, Kaggle's: it dies at every transport stream, and begins the sound of
+# Matroska elsewhere.
 if OLD_FFMPEG := get_ffmpeg_version().startswith("7.0"):
     del SEEDS["mpeg2.ts"]
 INTERESTING = (0, 1, 0x7F, 0x80, 0xFF)
@@ -51,7 +66,11 @@ CONTAINED = ("its decoder crashed", "was not decoded in", "ffmpeg did not finish
 def make_seeds(folder: Path) -> dict[str, bytes]:
     """The valid files, by name."""
     for name, options in SEEDS.items():
-        subprocess.run([get_ffmpeg_exe(), "-v", "error", "-y", *options, folder / name], check=True, stdin=subprocess.DEVNULL)
+        subprocess.run(
+            [get_ffmpeg_exe(), "-v", "error", "-y", *options, folder / name],
+            check=True,
+            stdin=subprocess.DEVNULL,
+        )
     return {name: (folder / name).read_bytes() for name in SEEDS}
 
 
@@ -65,44 +84,53 @@ def mutated(content: bytes, rng: random.Random) -> bytes:
         if change == 0:
             data[start] ^= 1 << rng.randrange(8)
         elif change == 1:
-            data[start:start + length] = rng.randbytes(min(length, len(data) - start))
+            data[start : start + length] = rng.randbytes(min(length, len(data) - start))
         elif change == 2:
-            data[start:start + length] = bytes([rng.choice(INTERESTING)]) * min(length, len(data) - start)
+            data[start : start + length] = bytes([rng.choice(INTERESTING)]) * min(length, len(data) - start)
         elif change == 3:
-            data[start:start] = data[start:start + length]
+            data[start:start] = data[start : start + length]
         elif change == 4 and len(data) > 2 * length:
-            del data[start:start + length]
+            del data[start : start + length]
         elif change == 5 and rng.random() < 0.2:
-            del data[max(start, 16):]
+            del data[max(start, 16) :]
     return bytes(data)
 
 
 def read(path: Path) -> tuple[str, str]:
-    """What came of the picture and of the sound, in a word; what a decoder may not return fails an assertion."""
+    """What came of the picture and of the sound, in a word; what a decoder may not return fails an assertion.
+    """
     try:
         frames = isolation.read_frames(path, 4)
         assert 1 <= len(frames.images) == len(frames.times_s) <= 4 and np.isfinite(frames.times_s).all()
-        assert all(image.dtype == np.uint8 and image.ndim == 3 and image.shape[2] == 3 and image.size for image in frames.images)
+        assert all(
+            image.dtype == np.uint8 and image.ndim == 3 and image.shape[2] == 3 and image.size
+            for image in frames.images
+        )
         picture = "read"
     except video.UnreadableClip as error:
         picture = next((reason for reason in CONTAINED if reason in error.reason), "refused")
     try:
         samples = sound.read_voice(path)
-        assert samples is None or (samples.dtype == np.float32 and samples.ndim == 1 and np.abs(samples).max() <= 1)
+        assert samples is None or (
+            samples.dtype == np.float32 and samples.ndim == 1 and np.abs(samples).max() <= 1
+        )
         voice = "none" if samples is None else "read"
     except video.UnreadableClip as error:
         voice = next((reason for reason in CONTAINED if reason in error.reason), "refused")
     return picture, voice
 
 
-def fuzz(count: int, seed: int, seconds: float = 0.0, kept: Path | None = None) -> tuple[Counter, list[float]]:
+def fuzz(
+    count: int, seed: int, seconds: float = 0.0, kept: Path | None = None
+) -> tuple[Counter, list[float]]:
     """Read ``count`` inputs, and more until ``seconds`` are over.
 
     Args:
         kept: a folder for the inputs at which a decoder crashed or hung.
 
     Returns:
-        how often each outcome came, by (picture or sound, outcome), and the reader's memory in MB, input by input.
+        how often each outcome came, by (picture or sound, outcome), and the reader's memory in MB, input by
+        input.
     """
     outcomes, memory = Counter(), []
     with tempfile.TemporaryDirectory() as folder:
@@ -127,14 +155,18 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("count", type=int, nargs="?", default=10_000)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--keep", type=Path, help="a folder for the inputs at which a decoder crashed or hung")
+    parser.add_argument(
+        "--keep", type=Path, help="a folder for the inputs at which a decoder crashed or hung"
+    )
     options = parser.parse_args()
     outcomes, memory = fuzz(options.count, options.seed, kept=options.keep)
     for (kind, outcome), number in sorted(outcomes.items()):
         print(f"{kind:8} {outcome:24} {number}")
     tenth = max(1, len(memory) // 10)
-    print(f"memory of the reader: {np.median(memory[:tenth]):.0f} MB in the first tenth, {np.median(memory[-tenth:]):.0f} MB in "
-          f"the last, {max(memory):.0f} MB at most")
+    print(
+        f"memory of the reader: {np.median(memory[:tenth]):.0f} MB in the first tenth, {np.median(memory[-tenth:]):.0f} MB in "
+        f"the last, {max(memory):.0f} MB at most"
+    )
     return int(any(outcome in CONTAINED for _, outcome in outcomes))
 
 

@@ -22,7 +22,9 @@ def clip_facts(folder: str | Path, filename: str) -> dict:
 
 
 def clip_mask(folder: Path, filename: str, frame_index: int) -> np.ndarray:
-    """Where a frame of a miniature clip is altered: the blend mask, float32 (H, W) in 0..1; zeros when nowhere."""
+    """Where a frame of a miniature clip is altered: the blend mask, float32 (H, W) in 0..1; zeros when
+    nowhere.
+    """
     facts = clip_facts(folder, filename)
     if facts["fake_face"] is None:
         return np.zeros((facts["height"], facts["width"]), np.float32)

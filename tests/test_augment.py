@@ -16,7 +16,9 @@ def drawn_landmarks(centre=(112, 112), half_width=56, half_height=70):
 
     def arc(start, end, count, scale=1.0, at=(0.0, 0.0), stretch=(1.0, 1.0)):
         angle = np.radians(np.linspace(start, end, count))
-        return np.stack([at[0] + scale * stretch[0] * np.cos(angle), at[1] + scale * stretch[1] * np.sin(angle)], 1)
+        return np.stack(
+            [at[0] + scale * stretch[0] * np.cos(angle), at[1] + scale * stretch[1] * np.sin(angle)], 1
+        )
 
     parts = [
         arc(180, 0, 17),  # jaw, from the left ear over the chin
@@ -24,8 +26,10 @@ def drawn_landmarks(centre=(112, 112), half_width=56, half_height=70):
         np.stack([np.linspace(0.15, 0.7, 5), np.full(5, -0.35)], 1),
         np.stack([np.zeros(4), np.linspace(-0.2, 0.15, 4)], 1),
         np.stack([np.linspace(-0.15, 0.15, 5), np.full(5, 0.22)], 1),
-        arc(180, 540, 6, 0.12, (-0.4, -0.2)), arc(180, 540, 6, 0.12, (0.4, -0.2)),
-        arc(180, 540, 12, 0.3, (0, 0.5), (1, 0.4)), arc(180, 540, 8, 0.2, (0, 0.5), (1, 0.3)),
+        arc(180, 540, 6, 0.12, (-0.4, -0.2)),
+        arc(180, 540, 6, 0.12, (0.4, -0.2)),
+        arc(180, 540, 12, 0.3, (0, 0.5), (1, 0.4)),
+        arc(180, 540, 8, 0.2, (0, 0.5), (1, 0.3)),
         arc(190, 350, 13),  # forehead
     ]
     points = np.concatenate(parts) * [half_width, half_height] + centre
@@ -42,7 +46,9 @@ def drawn_face(count=4, size=SIZE, seed=0):
 
 
 def masks_of(points, shape="hull", count=4):
-    return np.repeat(landmarks.face_mask(points, shape, SIZE)[None, ..., None], count, 0).astype("float32") / 255
+    return (
+        np.repeat(landmarks.face_mask(points, shape, SIZE)[None, ..., None], count, 0).astype("float32") / 255
+    )
 
 
 def numpy(x):
@@ -73,9 +79,13 @@ def test_erosion_keeps_what_a_blur_of_a_float_mask_leaves_at_one():
 
 def test_gaussian_matrix_is_the_blur_of_opencv():
     image = drawn_face(1)
-    matrix = augment.gaussian_matrix(SIZE, np.full((1, 1, 1), 3.0, "float32"), np.full((1, 1, 1), 6.0, "float32"))
+    matrix = augment.gaussian_matrix(
+        SIZE, np.full((1, 1, 1), 3.0, "float32"), np.full((1, 1, 1), 6.0, "float32")
+    )
     ours = numpy(augment.along_rows_and_columns(image, matrix))[0]
-    np.testing.assert_allclose(ours[8:-8, 8:-8], cv2.GaussianBlur(image[0], (13, 13), 3.0)[8:-8, 8:-8], atol=0.05)
+    np.testing.assert_allclose(
+        ours[8:-8, 8:-8], cv2.GaussianBlur(image[0], (13, 13), 3.0)[8:-8, 8:-8], atol=0.05
+    )
 
 
 def test_rescaling_by_one_changes_nothing_and_by_four_smooths():
@@ -89,7 +99,9 @@ def test_rescaling_by_one_changes_nothing_and_by_four_smooths():
 
 def test_self_blended_fake_equals_the_target_outside_its_mask_and_at_the_edge():
     points = drawn_landmarks(half_width=120, half_height=130)  # wider than the crop, as tight crops are
-    blend = {name: numpy(x) for name, x in augment.self_blend(drawn_face(), masks_of(points), draws()).items()}
+    blend = {
+        name: numpy(x) for name, x in augment.self_blend(drawn_face(), masks_of(points), draws()).items()
+    }
     outside = np.broadcast_to(blend["mask"] == 0, blend["fake"].shape)
     np.testing.assert_array_equal(blend["fake"][outside], blend["real"][outside])
     edge = int(0.06 * SIZE)
@@ -128,8 +140,12 @@ def test_an_empty_mask_leaves_the_crop_as_it_is():
 def test_jpeg_does_what_opencv_does(quality):
     image = np.rint(drawn_face(1, seed=3))
     ours = numpy(compression.jpeg(image, np.full((1, 1, 1, 1), quality, "float32")))[0]
-    options = [cv2.IMWRITE_JPEG_QUALITY, quality,
-               cv2.IMWRITE_JPEG_SAMPLING_FACTOR, cv2.IMWRITE_JPEG_SAMPLING_FACTOR_420]
+    options = [
+        cv2.IMWRITE_JPEG_QUALITY,
+        quality,
+        cv2.IMWRITE_JPEG_SAMPLING_FACTOR,
+        cv2.IMWRITE_JPEG_SAMPLING_FACTOR_420,
+    ]
     encoded = cv2.imencode(".jpg", image[0, ..., ::-1].astype("uint8"), options)[1]
     theirs = cv2.imdecode(encoded, cv2.IMREAD_COLOR)[..., ::-1].astype("float32")
     loss = np.abs(theirs - image[0]).mean()
@@ -138,7 +154,9 @@ def test_jpeg_does_what_opencv_does(quality):
 
 def test_sampling_an_unmoved_grid_gives_the_image_and_a_flip_its_mirror():
     image = drawn_face(2)
-    np.testing.assert_allclose(numpy(augment.sample(image, *augment.affine_grid(SIZE, SIZE))), image, atol=1e-3)
+    np.testing.assert_allclose(
+        numpy(augment.sample(image, *augment.affine_grid(SIZE, SIZE))), image, atol=1e-3
+    )
     mirrored = numpy(augment.sample(image, *augment.affine_grid(SIZE, SIZE, flip=1.0)))
     np.testing.assert_allclose(mirrored, image[:, :, ::-1], atol=1e-3)
 
@@ -148,14 +166,18 @@ def test_part_cutout_blackens_the_chosen_part_only():
     cut = numpy(augment.part_cutout(np.full((32, SIZE, SIZE, 3), 200.0, "float32"), points, draws(32), 1.0))
     black = (cut == 0).mean((1, 2, 3))
     assert (black > 0.002).all() and (black < 0.12).all()
-    centres = {tuple(points[0, part].mean(0).astype(int)) for part in (range(36, 48), range(27, 36), range(48, 68))}
+    centres = {
+        tuple(points[0, part].mean(0).astype(int)) for part in (range(36, 48), range(27, 36), range(48, 68))
+    }
     assert any((cut[:, y, x] == 0).any() and (cut[:, y, x] > 0).any() for x, y in centres)
 
 
 def layer_inputs(count=4, label=0.0):
     return {
-        "crop": drawn_face(count).astype("uint8"), "mask": np.zeros((count, SIZE, SIZE, 1), "uint8"),
-        "points": np.repeat(drawn_landmarks()[None], count, 0), "label": np.full((count, 1), label, "float32"),
+        "crop": drawn_face(count).astype("uint8"),
+        "mask": np.zeros((count, SIZE, SIZE, 1), "uint8"),
+        "points": np.repeat(drawn_landmarks()[None], count, 0),
+        "label": np.full((count, 1), label, "float32"),
         "width": np.ones((count, 1), "float32"),
     }
 

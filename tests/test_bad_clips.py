@@ -36,10 +36,13 @@ class Case(NamedTuple):
     make: Maker
     seen: str
     heard: bool
-    warnings: tuple[str, ...] = ()  # parts of the verdict's warnings, in their order, the last line on what decides left out
+    warnings: tuple[
+        str, ...
+    ] = ()  # parts of the verdict's warnings, in their order, the last line on what decides left out
 
 
-# --- makers -----------------------------------------------------------------------------------------------------------
+# --- makers
+# -----------------------------------------------------------------------------------------------------------
 def coded(*options: object, source: str = "face.mp4") -> Maker:
     """Encode a source again."""
     return lambda path, sources: ffmpeg("-i", sources / source, *options, path)
@@ -56,8 +59,18 @@ def shown(filters: str, *options: object) -> Maker:
 
 def turned(counterclockwise: int) -> Maker:
     """Stored lying, with the turn in the header that puts it upright."""
+
     def make(path, sources):
-        ffmpeg("-display_rotation", counterclockwise, "-i", sources / f"lying {counterclockwise}.mp4", "-c", "copy", path)
+        ffmpeg(
+            "-display_rotation",
+            counterclockwise,
+            "-i",
+            sources / f"lying {counterclockwise}.mp4",
+            "-c",
+            "copy",
+            path,
+        )
+
     return make
 
 
@@ -71,24 +84,31 @@ def same(source: str = "face.mp4") -> Maker:
 
 def cut(share: float, source: str = "face.mp4") -> Maker:
     """The first part of a file, its index included where that comes first."""
+
     def make(path, sources):
         content = (sources / source).read_bytes()
         path.write_bytes(content[: int(len(content) * share)])
+
     return make
 
 
 def patched(mark: bytes, offset: int, new: bytes, source: str) -> Maker:
     """Overwrite bytes after the first ``mark``."""
+
     def make(path, sources):
         content = bytearray((sources / source).read_bytes())
         start = content.index(mark) + offset
-        content[start:start + len(new)] = new
+        content[start : start + len(new)] = new
         path.write_bytes(content)
+
     return make
 
 
 def pictures(draw: Callable[[np.ndarray, int], np.ndarray]) -> Maker:
-    """Twelve pictures that ``draw`` makes of the portrait (512, 512, 3), BGR, with the sound of the face's clip."""
+    """Twelve pictures that ``draw`` makes of the portrait (512, 512, 3), BGR, with the sound of the face's
+    clip.
+    """
+
     def make(path, sources):
         portrait = cv2.imread(str(sources / "portrait.png"))
         frames = np.stack([draw(portrait, number) for number in range(12)])
@@ -96,6 +116,7 @@ def pictures(draw: Callable[[np.ndarray, int], np.ndarray]) -> Maker:
         raw = ("-f", "rawvideo", "-pix_fmt", "bgr24", "-s", size, "-r", "10", "-i", "-")
         sound = ("-i", sources / "face.mp4", "-map", "0:v", "-map", "1:a")
         ffmpeg(*raw, *sound, "-pix_fmt", "yuv420p", path, stdin=frames.tobytes())
+
     return make
 
 
@@ -120,8 +141,10 @@ ID3 = b"ID3\x04\0\0\0\0\0\x0a" + bytes(10)  # an empty tag, which ffmpeg skips b
 M3U8 = "#EXTM3U\n#EXT-X-TARGETDURATION:2\n#EXTINF:2,\n{}\n#EXT-X-ENDLIST\n"
 CONCAT = "ffconcat version 1.0\nfile '{}'\n"
 SDP = "v=0\no=- 0 0 IN IP4 127.0.0.1\ns=x\nc=IN IP4 127.0.0.1\nt=0 0\nm=video 9 RTP/AVP 96\na=rtpmap:96 H264/90000\n"
-DASH = ('<?xml version="1.0"?><MPD xmlns="urn:mpeg:dash:schema:mpd:2011"><Period><AdaptationSet><Representation>'
-        "<BaseURL>{}</BaseURL></Representation></AdaptationSet></Period></MPD>")
+DASH = (
+    '<?xml version="1.0"?><MPD xmlns="urn:mpeg:dash:schema:mpd:2011"><Period><AdaptationSet><Representation>'
+    "<BaseURL>{}</BaseURL></Representation></AdaptationSet></Period></MPD>"
+)
 
 
 def behind_id3(content: str, target: str) -> Maker:
@@ -153,7 +176,8 @@ NO_PICTURE = ("without a picture track",)
 CUT_SHORT = ("no frame decodes", "sound track cannot be decoded")
 LONG = "a" * 251 + ".mp4"  # as long as a name may be
 
-# --- the table --------------------------------------------------------------------------------------------------------
+# --- the table
+# --------------------------------------------------------------------------------------------------------
 CASES = [
     # name, how it is made, what is seen, whether it is heard, warnings
     Case("ordinary.mp4", same(), FACE, VOICE),
@@ -163,8 +187,20 @@ CASES = [
     Case("zeros.mp4", bytes_of(bytes(20000)), NOTHING, SILENCE, NOT_A_VIDEO),
     Case("text.mp4", bytes_of(b"Dear reader, this is not a film."), NOTHING, SILENCE, NOT_A_VIDEO),
     Case("page.mp4", bytes_of(b"<html><body>404 Not Found</body></html>"), NOTHING, SILENCE, NOT_A_VIDEO),
-    Case("box.mp4", bytes_of(b"\0\0\0\x18ftypmp42" + bytes(300)), NOTHING, SILENCE, ("cut before its index", "no clip or sound")),
-    Case("no index.mp4", cut(0.5, "index last.mp4"), NOTHING, SILENCE, ("cut before its index", "no clip or sound")),
+    Case(
+        "box.mp4",
+        bytes_of(b"\0\0\0\x18ftypmp42" + bytes(300)),
+        NOTHING,
+        SILENCE,
+        ("cut before its index", "no clip or sound"),
+    ),
+    Case(
+        "no index.mp4",
+        cut(0.5, "index last.mp4"),
+        NOTHING,
+        SILENCE,
+        ("cut before its index", "no clip or sound"),
+    ),
     Case("cut at 1.mp4", cut(0.1), NOTHING, SILENCE, CUT_SHORT),
     Case("cut at 2.mp4", cut(0.2), NOTHING, SILENCE, CUT_SHORT),
     Case("cut at 3.mp4", cut(0.3), NOTHING, SILENCE, CUT_SHORT),
@@ -176,9 +212,21 @@ CASES = [
     Case("cut at 9.mp4", cut(0.9), FACE, VOICE, (COUNTED,)),
     Case("cut.mkv", cut(0.5, "face.mkv"), FACE, VOICE, (COUNTED,)),
     Case("picture destroyed.mp4", copied("-bsf:v", "noise=amount=1"), NOTHING, VOICE, ("no frame decodes",)),
-    Case("sound destroyed.mp4", copied("-bsf:a", "noise=amount=1"), FACE, SILENCE, ("sound track cannot be decoded",)),
+    Case(
+        "sound destroyed.mp4",
+        copied("-bsf:a", "noise=amount=1"),
+        FACE,
+        SILENCE,
+        ("sound track cannot be decoded",),
+    ),
     # lengths, sizes and what the header says
-    Case("no frames.mp4", copied("-frames:v", 0, "-frames:a", 0), NOTHING, SILENCE, (*NO_PICTURE, "no clip or sound")),
+    Case(
+        "no frames.mp4",
+        copied("-frames:v", 0, "-frames:a", 0),
+        NOTHING,
+        SILENCE,
+        (*NO_PICTURE, "no clip or sound"),
+    ),
     Case("one frame.mp4", copied("-frames:v", 1), FACE, VOICE),
     Case("three frames.mp4", copied("-frames:v", 3, "-an"), FACE, SILENCE, ("no sound track",)),
     Case("claims 0.avi", patched(b"strh", 40, bytes(4), "face.avi"), FACE, VOICE),
@@ -211,7 +259,9 @@ CASES = [
     Case("vp8.webm", coded("-c:v", "libvpx", "-c:a", "libopus"), FACE, VOICE),
     Case("mpeg4.avi", coded("-c:v", "mpeg4", "-q:v", 3, "-c:a", "libmp3lame"), FACE, VOICE),
     Case("mpeg2.mpg", coded("-c:v", "mpeg2video", "-r", 25, "-q:v", 3), FACE, VOICE),
-    Case("stream.ts", coded(), *((NOTHING, SILENCE, ("ffmpeg crashed",) * 2) if OLD_FFMPEG else (FACE, VOICE))),
+    Case(
+        "stream.ts", coded(), *((NOTHING, SILENCE, ("ffmpeg crashed",) * 2) if OLD_FFMPEG else (FACE, VOICE))
+    ),
     Case("h264.mkv", copied(), FACE, VOICE),
     Case("prores.mov", coded("-c:v", "prores"), FACE, VOICE),
     Case("lossless.mkv", coded("-c:v", "ffv1"), FACE, VOICE),
@@ -258,15 +308,30 @@ CASES = [
     Case("hls.mp4", playlist(M3U8), NOTHING, SILENCE, NOT_A_VIDEO),
     Case("hls beside.mp4", bytes_of(M3U8.format("ordinary.mp4").encode()), NOTHING, SILENCE, NOT_A_VIDEO),
     Case("concat.mp4", playlist(CONCAT), NOTHING, SILENCE, NOT_A_VIDEO),
-    Case("concat beside.mp4", bytes_of(CONCAT.format("ordinary.mp4").encode()), NOTHING, SILENCE, NOT_A_VIDEO),
-    Case("hls behind a tag.mp4", behind_id3(M3U8, "ordinary.mp4"), NOTHING, SILENCE, ("not a video", "no clip or sound")),
-    Case("concat behind a tag.mp4", behind_id3(CONCAT, "ordinary.mp4"), NOTHING, SILENCE, ("not a video", "no clip or sound")),
+    Case(
+        "concat beside.mp4", bytes_of(CONCAT.format("ordinary.mp4").encode()), NOTHING, SILENCE, NOT_A_VIDEO
+    ),
+    Case(
+        "hls behind a tag.mp4",
+        behind_id3(M3U8, "ordinary.mp4"),
+        NOTHING,
+        SILENCE,
+        ("not a video", "no clip or sound"),
+    ),
+    Case(
+        "concat behind a tag.mp4",
+        behind_id3(CONCAT, "ordinary.mp4"),
+        NOTHING,
+        SILENCE,
+        ("not a video", "no clip or sound"),
+    ),
     Case("session.mp4", bytes_of(SDP.encode()), NOTHING, SILENCE, NOT_A_VIDEO),
     Case("dash.mp4", playlist(DASH), NOTHING, SILENCE, NOT_A_VIDEO),
 ]
 
 
-# --- the run ----------------------------------------------------------------------------------------------------------
+# --- the run
+# ----------------------------------------------------------------------------------------------------------
 @pytest.fixture(scope="module")
 def sources(tmp_path_factory, miniature) -> Path:
     """What the cases are made of: 2 s of a talking face with the index first, and the like."""
@@ -275,11 +340,27 @@ def sources(tmp_path_factory, miniature) -> Path:
     folder = tmp_path_factory.mktemp("sources")
     cv2.imwrite(str(folder / "portrait.png"), astronaut()[..., ::-1])
     clip = dfdc.clips_to_score(miniature)["path"].iloc[0]  # a plain one
-    ffmpeg("-i", clip, "-t", 2.0, "-r", 10, "-vf", "scale=-2:240", "-bf", 0, "-movflags", "+faststart", folder / "face.mp4")
+    ffmpeg(
+        "-i",
+        clip,
+        "-t",
+        2.0,
+        "-r",
+        10,
+        "-vf",
+        "scale=-2:240",
+        "-bf",
+        0,
+        "-movflags",
+        "+faststart",
+        folder / "face.mp4",
+    )
     copied()(folder / "index last.mp4", folder)
     copied()(folder / "face.mkv", folder)
     coded("-c:v", "mjpeg", "-q:v", 3, "-c:a", "pcm_s16le")(folder / "face.avi", folder)
-    coded("-c:v", "rawvideo", "-pix_fmt", "yuv420p", "-c:a", "pcm_s16le", "-frames:v", 3)(folder / "raw.avi", folder)
+    coded("-c:v", "rawvideo", "-pix_fmt", "yuv420p", "-c:a", "pcm_s16le", "-frames:v", 3)(
+        folder / "raw.avi", folder
+    )
     for turn, filters in {90: "transpose=clock", 180: "hflip,vflip", 270: "transpose=cclock"}.items():
         shown(filters)(folder / f"lying {turn}.mp4", folder)
     return folder
@@ -302,7 +383,9 @@ def table(detector, sources, tmp_path_factory) -> pd.DataFrame:
     videos.mkdir()
     with ThreadPoolExecutor(2) as makers:
         list(makers.map(lambda case: case.make(videos / case.name, sources), CASES))
-    pd.DataFrame({"filename": [case.name for case in CASES], "label": 0.5}).to_csv(root / "sample_submission.csv", index=False)
+    pd.DataFrame({"filename": [case.name for case in CASES], "label": 0.5}).to_csv(
+        root / "sample_submission.csv", index=False
+    )
     table = detector.predict_folder(root, root / "out.csv", progress=False)
     assert problems_of(root / "out.csv", [case.name for case in CASES]) == []
     return table.set_index("filename")
@@ -315,13 +398,15 @@ def test_case(table, case):
     assert (seen, not pd.isna(row["voice"])) == (case.seen, case.heard), row["warnings"]
     assert (row["label"] == 0.5) == (seen != FACE and not case.heard)
     assert len(row["frames"]) == 10 * len(row["tracks"])
-    warnings = [text for text in row["warnings"] if COUNTED not in text or COUNTED in case.warnings]  # muxers miscount
+    warnings = [
+        text for text in row["warnings"] if COUNTED not in text or COUNTED in case.warnings
+    ]  # muxers miscount
     decided = 0 if seen == FACE or case.warnings == ("expected a plain file name",) else 1
     assert len(warnings) == len(case.warnings) + decided, warnings
     for part, warning in zip(case.warnings, warnings, strict=False):
         assert case.name in warning and part in warning
     if decided:
-        assert warnings[-1].endswith("the voice alone decides" if case.heard else "the prior stands")
+        assert warnings[-1].endswith("the voice alone decides" if case.heard else "the score is the prior")
 
 
 def test_of_forty_faces_four_are_followed(table):
@@ -334,7 +419,10 @@ def test_a_face_of_one_frame_is_seen_once(table):
 
 def test_what_is_upright_is_the_same_face_from_every_side(table):
     for name in ("turned 90.mp4", "turned 180.mp4", "turned 270.mp4"):
-        boxes = [np.mean([frame["box"] for frame in table.loc[clip, "frames"]], axis=0) for clip in (name, "ordinary.mp4")]
+        boxes = [
+            np.mean([frame["box"] for frame in table.loc[clip, "frames"]], axis=0)
+            for clip in (name, "ordinary.mp4")
+        ]
         np.testing.assert_allclose(*boxes, atol=6)
 
 
@@ -355,16 +443,21 @@ def test_a_file_that_may_not_be_read_says_so(detector, sources, tmp_path):
     assert verdict.probability == 0.5 and "cannot be opened: Permission denied" in verdict.warnings[0]
 
 
-# --- the same clip, the same answer -----------------------------------------------------------------------------------
+# --- the same clip, the same answer
+# -----------------------------------------------------------------------------------
 def test_a_row_does_not_hang_on_its_neighbours_or_on_the_run(detector, sources, table):
     alone = [detector.predict(sources / "face.mp4") for _ in range(2)]
     for verdict in alone:
         row = table.loc["ordinary.mp4"]
         assert verdict.probability == pytest.approx(row["probability"], abs=1e-6)
-        assert verdict.face == pytest.approx(row["face"], abs=1e-6) and verdict.voice == pytest.approx(row["voice"], abs=1e-6)
+        assert verdict.face == pytest.approx(row["face"], abs=1e-6) and verdict.voice == pytest.approx(
+            row["voice"], abs=1e-6
+        )
     assert table.loc["h264.mkv", "face"] == pytest.approx(table.loc["ordinary.mp4", "face"], abs=1e-6)
     for name in ("영상.mp4", "link.mp4", *(() if OLD_FFMPEG else ("h264.mkv",))):
-        assert table.loc[name, "probability"] == pytest.approx(table.loc["ordinary.mp4", "probability"], abs=1e-6)
+        assert table.loc[name, "probability"] == pytest.approx(
+            table.loc["ordinary.mp4", "probability"], abs=1e-6
+        )
 
 
 def test_fewer_frames_are_repeated_to_ten_rows(detector, sources):

@@ -1,4 +1,6 @@
-"""One batch over two devices: the same weights as on one. Devices are virtual: two that share this machine's processor."""
+"""One batch over two devices: the same weights as on one. Devices are virtual: two that share this machine's
+processor.
+"""
 
 import json
 import os
@@ -43,16 +45,24 @@ print(json.dumps({"alone": weights(1), "both": weights(None), "uneven": uneven, 
 
 
 def train(backend: str, *arguments: str) -> dict:
-    environment = {**os.environ, "KERAS_BACKEND": backend, "XLA_FLAGS": "--xla_force_host_platform_device_count=2",
-                   "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests")])}
-    run = subprocess.run([sys.executable, "-c", TRAIN, *arguments], capture_output=True, text=True, env=environment)
+    environment = {
+        **os.environ,
+        "KERAS_BACKEND": backend,
+        "XLA_FLAGS": "--xla_force_host_platform_device_count=2",
+        "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests")]),
+    }
+    run = subprocess.run(
+        [sys.executable, "-c", TRAIN, *arguments], capture_output=True, text=True, env=environment
+    )
     assert run.returncode == 0, run.stderr[-2000:]
     return json.loads(run.stdout.splitlines()[-1])
 
 
 @pytest.mark.parametrize(("backend", "whole"), [("jax", True), ("tensorflow", "DEEPFAKE_LONG" in os.environ)])
 def test_two_devices_train_as_one(backend, whole, tmp_path):
-    """A small model to the last digit; and ``train_face`` through, on TensorFlow only in ``make test-cluster``."""
+    """A small model to the last digit; and ``train_face`` through, on TensorFlow only in ``make
+    test-cluster``.
+    """
     pytest.importorskip(backend)
     found = train(backend, str(tmp_path), *(["whole"] if whole else []))
     (one, alone), (two, both) = found["alone"], found["both"]
@@ -60,4 +70,8 @@ def test_two_devices_train_as_one(backend, whole, tmp_path):
     for a, b in zip(alone, both, strict=True):
         np.testing.assert_allclose(a, b, atol=1e-5)
     if whole:
-        assert len(found["losses"]) == 2 and np.isfinite(found["losses"]).all() and (tmp_path / "tiny.keras").is_file()
+        assert (
+            len(found["losses"]) == 2
+            and np.isfinite(found["losses"]).all()
+            and (tmp_path / "tiny.keras").is_file()
+        )

@@ -17,13 +17,19 @@ def layout(tmp_path):
     train, test = tmp_path / "train_sample_videos", tmp_path / "test_videos"
     for folder in (train, test):
         folder.mkdir()
-    (train / "metadata.json").write_text(json.dumps({
-        "aaaaaaaaaa.mp4": {"label": "REAL", "split": "train", "original": None},
-        "bbbbbbbbbb.mp4": {"label": "FAKE", "split": "train", "original": "aaaaaaaaaa.mp4"},
-    }))
+    (train / "metadata.json").write_text(
+        json.dumps(
+            {
+                "aaaaaaaaaa.mp4": {"label": "REAL", "split": "train", "original": None},
+                "bbbbbbbbbb.mp4": {"label": "FAKE", "split": "train", "original": "aaaaaaaaaa.mp4"},
+            }
+        )
+    )
     for name in ("zz.mp4", "yy.mp4", "notes.txt"):
         (test / name).touch()
-    (tmp_path / "sample_submission.csv").write_text("filename,label\nzz.mp4,0.5\nyy.mp4,0.5\nmissing.mp4,0.5\n")
+    (tmp_path / "sample_submission.csv").write_text(
+        "filename,label\nzz.mp4,0.5\nyy.mp4,0.5\nmissing.mp4,0.5\n"
+    )
     return tmp_path
 
 
@@ -47,7 +53,9 @@ def test_a_flat_folder_takes_every_clip_and_its_labels(layout):
     assert clips["label"].tolist()[1] == dfdc.FAKE and np.isnan(clips["label"].iloc[0])
 
 
-@pytest.mark.parametrize("name", ["../secret.mp4", "/etc/passwd", "a/b.mp4", "..", "", "c\\d.mp4", "e\0f.mp4"])
+@pytest.mark.parametrize(
+    "name", ["../secret.mp4", "/etc/passwd", "a/b.mp4", "..", "", "c\\d.mp4", "e\0f.mp4"]
+)
 def test_metadata_cannot_leave_the_folder(layout, name):
     (layout / "train_sample_videos" / "metadata.json").write_text(json.dumps({name: {"label": "REAL"}}))
     with pytest.raises(ValueError, match="plain file names"):
@@ -73,7 +81,9 @@ def test_a_file_s_stamp_changes_with_it_and_is_none_where_no_file_can_be(tmp_pat
     assert before == [3, clip.stat().st_mtime_ns]
     clip.write_bytes(b"other")
     assert dfdc.file_stamp(clip) != before
-    assert [dfdc.file_stamp(path) for path in (None, tmp_path / "none.mp4", tmp_path / ("x" * 300))] == [None] * 3
+    assert [dfdc.file_stamp(path) for path in (None, tmp_path / "none.mp4", tmp_path / ("x" * 300))] == [
+        None
+    ] * 3
 
 
 def test_an_empty_folder_is_an_error(tmp_path):
@@ -84,7 +94,7 @@ def test_an_empty_folder_is_an_error(tmp_path):
 def test_split_by_part_refuses_an_original_on_two_sides():
     table = pd.DataFrame({"part": [9, 45, 48], "group": ["a", "b", "c"]})
     assert face_data.split_by_part(table)["split"].tolist() == ["train", "validation", "test"]
-    with pytest.raises(ValueError, match="one side"):
+    with pytest.raises(ValueError, match="in one split"):
         face_data.split_by_part(table.assign(group="a"))
 
 

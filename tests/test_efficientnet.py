@@ -25,17 +25,27 @@ def test_size_is_that_of_the_paper(network):
 
 def test_channels_are_rounded_as_published():
     assert [efficientnet._rounded(channels * 1.1) for channels in (16, 24, 40, 80, 112, 192, 320)] == [
-        16, 24, 48, 88, 120, 208, 352]
+        16,
+        24,
+        48,
+        88,
+        120,
+        208,
+        352,
+    ]
 
 
 def test_scores_survive_saving(network, tmp_path):
     storage.save_network(network, tmp_path / "lite.keras", "float32")
     faces = np.random.default_rng(0).uniform(0, 255, (2, 80, 80, 3)).astype("float32")
     again = storage.load_network(tmp_path / "lite.keras")
-    np.testing.assert_allclose(again.predict(faces, verbose=0)["logit"], network.predict(faces, verbose=0)["logit"], atol=1e-5)
+    np.testing.assert_allclose(
+        again.predict(faces, verbose=0)["logit"], network.predict(faces, verbose=0)["logit"], atol=1e-5
+    )
 
 
-# --- files ----------------------------------------------------------------------------------------------------------
+# --- files
+# ----------------------------------------------------------------------------------------------------------
 class Tensor:
     """Pickled as PyTorch pickles a tensor: its storage by name, then offset, sizes and strides."""
 
@@ -44,7 +54,14 @@ class Tensor:
 
     def __reduce__(self):
         storage = Storage(self.key, int(np.prod(self.size)))
-        return sys.modules["torch._utils"]._rebuild_tensor_v2, (storage, 0, self.size, self.stride, False, OrderedDict())
+        return sys.modules["torch._utils"]._rebuild_tensor_v2, (
+            storage,
+            0,
+            self.size,
+            self.stride,
+            False,
+            OrderedDict(),
+        )
 
 
 class Storage:
@@ -79,7 +96,9 @@ def write_state(path, arrays: dict[str, np.ndarray]) -> None:
         for head in (0x1950A86A20F9469CFC6C, 1001, {"little_endian": True}):
             pickle.dump(head, file, protocol=2)
         tensors = OrderedDict(
-            (name, Tensor(name, array.shape, tuple(step // 4 for step in array.strides))) for name, array in arrays.items())
+            (name, Tensor(name, array.shape, tuple(step // 4 for step in array.strides)))
+            for name, array in arrays.items()
+        )
         Pickler(file, protocol=2).dump(tensors)
         pickle.dump(list(arrays), file, protocol=2)
         for array in arrays.values():
@@ -104,23 +123,32 @@ def test_a_file_that_would_run_code_is_refused(tmp_path):
     stream = io.BytesIO()
     pickle.dump(Evil(), stream, protocol=2)
     (tmp_path / "evil.pth").write_bytes(stream.getvalue())
-    with pytest.raises(pickle.UnpicklingError, match=r"tensors alone, found \S+print"):
+    with pytest.raises(pickle.UnpicklingError, match=r"only tensors, found \S+print"):
         efficientnet.read_state(tmp_path / "evil.pth")
 
 
 def test_weights_fill_the_layers_in_order(tmp_path, torch_names, network):
     random, arrays = np.random.default_rng(0), {}
-    kinds = {"kernel": (3, 2, 0, 1), "gamma": (0,), "beta": (0,), "moving_mean": (0,), "moving_variance": (0,)}
-    for weight in (weight for weight in network.weights if "logit" not in weight.path and weight.name in kinds):
+    kinds = {
+        "kernel": (3, 2, 0, 1),
+        "gamma": (0,),
+        "beta": (0,),
+        "moving_mean": (0,),
+        "moving_variance": (0,),
+    }
+    for weight in (
+        weight for weight in network.weights if "logit" not in weight.path and weight.name in kinds
+    ):
         axes = (2, 3, 0, 1) if "depthwise" in weight.path else kinds[weight.name]
-        arrays[weight.path] = np.ascontiguousarray(random.random(weight.shape).astype(np.float32).transpose(axes))
+        arrays[weight.path] = np.ascontiguousarray(
+            random.random(weight.shape).astype(np.float32).transpose(axes)
+        )
     write_state(tmp_path / "lite.pth", arrays)
     efficientnet.load_torch_weights(network, tmp_path / "lite.pth")
     for weight in (weight for weight in network.weights if weight.path in arrays):
         found, expected = np.asarray(weight), arrays[weight.path]
         if found.ndim == 4:
-            assert found[1 % found.shape[0], 0, 0, 0] == (
-                expected[0, 0, 1 % found.shape[0], 0])
+            assert found[1 % found.shape[0], 0, 0, 0] == (expected[0, 0, 1 % found.shape[0], 0])
         else:
             np.testing.assert_array_equal(found, expected)
     write_state(tmp_path / "short.pth", dict(list(arrays.items())[:5]))

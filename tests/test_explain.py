@@ -1,4 +1,6 @@
-"""Heat maps are what they say: gradients against finite differences, on both backends, and heat where a face was altered."""
+"""Heat maps are what they say: gradients against finite differences, on both backends, and heat where a face
+was altered.
+"""
 
 import os
 import subprocess
@@ -28,7 +30,9 @@ def face():
 
 
 def tiny_face() -> keras.Model:
-    """Two convolutions, a side output, an embedding; the last map is linear, so that its bias moves all of it alike."""
+    """Two convolutions, a side output, an embedding; the last map is linear, so that its bias moves all of it
+    alike.
+    """
     keras.utils.set_random_seed(0)
     pixels = keras.Input((16, 16, 3))
     early = layers.Conv2D(5, 3, activation="tanh")(layers.Rescaling(1 / 127.5, -1)(pixels))
@@ -47,7 +51,9 @@ def tiny_voice(length: int = 2048) -> keras.Model:
 
 
 def logits(network: keras.Model, batch: np.ndarray) -> np.ndarray:
-    return keras.ops.convert_to_numpy(network(np.asarray(batch, np.float32), training=False)["logit"])[:, 0].astype(float)
+    return keras.ops.convert_to_numpy(network(np.asarray(batch, np.float32), training=False)["logit"])[
+        :, 0
+    ].astype(float)
 
 
 def test_gradients_are_finite_differences():
@@ -74,7 +80,9 @@ def test_grad_cam_weighs_channels_by_finite_differences():
     last.bias.assign(bias)
     expected = np.maximum(np.einsum("nhwc,nc->nhw", maps, weights), 0)
     assert expected.max() > 0
-    np.testing.assert_allclose(explain.grad_cam(network, crops), expected, rtol=0.02, atol=0.01 * expected.max())
+    np.testing.assert_allclose(
+        explain.grad_cam(network, crops), expected, rtol=0.02, atol=0.01 * expected.max()
+    )
 
 
 def test_grad_cam_of_averaged_networks_is_the_mean_of_theirs():
@@ -82,7 +90,9 @@ def test_grad_cam_of_averaged_networks_is_the_mean_of_theirs():
     second.get_layer("logit").kernel.assign(-2 * second.get_layer("logit").kernel)
     crops = RNG.uniform(0, 255, (3, 16, 16, 3))
     found = explain.grad_cam(storage.averaged(first, second), crops)
-    np.testing.assert_allclose(found, (explain.grad_cam(first, crops) + explain.grad_cam(second, crops)) / 2, rtol=1e-5)
+    np.testing.assert_allclose(
+        found, (explain.grad_cam(first, crops) + explain.grad_cam(second, crops)) / 2, rtol=1e-5
+    )
 
 
 def test_saliency_is_what_a_louder_patch_adds_by_finite_differences():
@@ -90,7 +100,11 @@ def test_saliency_is_what_a_louder_patch_adds_by_finite_differences():
     found = explain.saliency(network, samples)[0]
     spectrum = explain.stft(samples[0])
     assert found.shape == spectrum.shape
-    for bands, times in ((slice(0, 40), slice(5, 9)), (slice(60, 150), slice(7, 12)), (slice(0, 257), slice(6, 11))):
+    for bands, times in (
+        (slice(0, 40), slice(5, 9)),
+        (slice(60, 150), slice(7, 12)),
+        (slice(0, 257), slice(6, 11)),
+    ):
         patch = np.zeros_like(spectrum)
         patch[bands, times] = spectrum[bands, times]
         step = 0.05 * explain.TRANSFORM.istft(np.pad(patch, ((0, 0), (-explain.TRANSFORM.p_min, 4))), k1=2048)
@@ -98,10 +112,24 @@ def test_saliency_is_what_a_louder_patch_adds_by_finite_differences():
         assert found[bands, times].sum() == pytest.approx(expected, rel=0.03, abs=1e-4)
 
 
-@pytest.mark.skipif(keras.backend.backend() == "jax" or find_spec("jax") is None, reason="needs JAX, and another backend here")
+@pytest.mark.skipif(
+    keras.backend.backend() == "jax" or find_spec("jax") is None, reason="needs JAX, and another backend here"
+)
 def test_the_same_on_jax():
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", __file__, "-k", "finite or averaged"]
-    run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env={**os.environ, "KERAS_BACKEND": "jax"})
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-q",
+        "-p",
+        "no:cacheprovider",
+        __file__,
+        "-k",
+        "finite or averaged",
+    ]
+    run = subprocess.run(
+        command, cwd=ROOT, capture_output=True, text=True, env={**os.environ, "KERAS_BACKEND": "jax"}
+    )
     assert "4 passed" in run.stdout, run.stdout[-2000:] + run.stderr[-2000:]
 
 
@@ -120,16 +148,19 @@ def test_overlay_brightens_and_outlines_what_is_hot():
     assert hot[40, 40].mean() > 120 and hot.min(axis=-1).max() > 200
 
 
-# --- on faces -------------------------------------------------------------------------------------------------------
+# --- on faces
+# -------------------------------------------------------------------------------------------------------
 def shares(network, crops: np.ndarray, masks: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Of crops with any heat: the share of it inside the masks (N, H, W), and the masks' share of the area."""
+    """Of crops with any heat: the share of it inside the masks (N, H, W), and the masks' share of the area.
+    """
     heat = np.stack([cv2.resize(heat, crops.shape[2:0:-1]) for heat in explain.grad_cam(network, crops)])
     hot = heat.sum(axis=(1, 2)) > 0
     return (heat * masks).sum(axis=(1, 2))[hot] / heat.sum(axis=(1, 2))[hot], masks.mean(axis=(1, 2))[hot]
 
 
 def test_heat_lies_on_the_altered_part_of_miniature_faces(miniature, face):
-    """Over 50 crops a quarter wider than the network's framing, so that more of them lies outside the mask."""
+    """Over 50 crops a quarter wider than the network's framing, so that more of them lies outside the mask.
+    """
     crops, masks = [], []
     for path in sorted(miniature.glob("*_videos/*.mp4")):
         facts = clip_facts(miniature, path.name)
@@ -142,15 +173,20 @@ def test_heat_lies_on_the_altered_part_of_miniature_faces(miniature, face):
             box = np.array([x - side / 2, y - side / 2, side, side])
             crops.append(framing.cut(image, box))
             mask = clip_mask(miniature, path.name, index)
-            masks.append(framing.cut(np.repeat((255 * mask[..., None]).astype(np.uint8), 3, axis=2), box)[..., 0] / 255)
+            masks.append(
+                framing.cut(np.repeat((255 * mask[..., None]).astype(np.uint8), 3, axis=2), box)[..., 0] / 255
+            )
     inside, area = shares(face, np.stack(crops[:50]), np.stack(masks[:50]))
-    print(f"{len(inside)} of 50 crops with heat: {inside.mean():.3f} of it inside the mask, which covers {area.mean():.3f}")
+    print(
+        f"{len(inside)} of 50 crops with heat: {inside.mean():.3f} of it inside the mask, which covers {area.mean():.3f}"
+    )
     assert len(inside) >= 25
     assert (inside > area).mean() > 0.5 and inside.mean() > area.mean()
 
 
 def test_heat_lies_on_the_face_of_a_real_fake(real_clips, face):
-    """The face: the ellipse in MTCNN's box, against its share of a crop that shows as much again around it."""
+    """The face: the ellipse in MTCNN's box, against its share of a crop that shows as much again around it.
+    """
     clip = video.read_frames(real_clips / "rtpbawlmxr.mp4", 10)
     crops, masks = [], []
     for image, found in zip(clip.images, detection.FaceFinder()(clip.images), strict=True):
@@ -160,7 +196,11 @@ def test_heat_lies_on_the_face_of_a_real_fake(real_clips, face):
         ellipse = (x + width / 2, y + height / 2, width / 2, height / 2, 0)
         crops.append(framing.cut(image, box))
         mask = blend_mask(*image.shape[:2], ellipse)
-        masks.append(framing.cut(np.repeat((255 * mask[..., None]).astype(np.uint8), 3, axis=2), box)[..., 0] / 255)
+        masks.append(
+            framing.cut(np.repeat((255 * mask[..., None]).astype(np.uint8), 3, axis=2), box)[..., 0] / 255
+        )
     inside, area = shares(face, np.stack(crops), np.stack(masks))
-    print(f"{len(inside)} of 10 crops with heat: {inside.mean():.3f} of it on the face, which covers {area.mean():.3f}")
+    print(
+        f"{len(inside)} of 10 crops with heat: {inside.mean():.3f} of it on the face, which covers {area.mean():.3f}"
+    )
     assert len(inside) >= 8 and inside.mean() > 0.6 and (inside > area).all()

@@ -43,7 +43,10 @@ def contents(cache: Path) -> dict[str, bytes]:
 
 def test_a_cached_clip_is_what_was_extracted(folder, serial):
     path = sorted(folder.glob("*.mp4"))[0]
-    fresh, cached = extraction.extract(path, detection.FaceFinder()), extraction.load_extract(serial / f"{path.name}.npz")
+    fresh, cached = (
+        extraction.extract(path, detection.FaceFinder()),
+        extraction.load_extract(serial / f"{path.name}.npz"),
+    )
     assert len(fresh.people) == len(cached.people) >= 1
     for one, other in zip(fresh.people, cached.people, strict=True):
         np.testing.assert_array_equal(one.images, other.images)
@@ -75,7 +78,9 @@ def test_a_second_run_makes_only_what_is_missing_or_changed(folder, serial, tmp_
 
 def test_a_run_that_is_killed_leaves_whole_files_only(folder, serial, tmp_path):
     command = [sys.executable, "-m", "kaggle_utils", "extract", str(folder), "--cache", str(tmp_path)]
-    run = subprocess.Popen(command, cwd=Path(__file__).parents[1], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    run = subprocess.Popen(
+        command, cwd=Path(__file__).parents[1], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
     while not list(tmp_path.glob("*.npz")):
         assert run.poll() is None
         time.sleep(0.01)
@@ -85,7 +90,9 @@ def test_a_run_that_is_killed_leaves_whole_files_only(folder, serial, tmp_path):
     table = extraction.extract_folder(folder, tmp_path, progress=False)
     assert table["made"].sum() == CLIPS - len(kept)
     assert all((tmp_path / name).stat().st_mtime_ns == stamp for name, stamp in kept.items())
-    assert {name: data for name, data in contents(tmp_path).items() if name.endswith(".npz")} == contents(serial)
+    assert {name: data for name, data in contents(tmp_path).items() if name.endswith(".npz")} == contents(
+        serial
+    )
 
 
 @pytest.mark.skipif("DEEPFAKE_LONG" not in os.environ, reason="make test-cluster runs it")
@@ -96,9 +103,15 @@ def test_processes_give_the_same_bytes(folder, serial, tmp_path, capsys):
 
 
 def test_a_cluster_gives_the_same_bytes_and_survives_a_killed_worker(folder, serial, tmp_path):
-    """A real dask scheduler on loopback and two worker processes, one of which is killed after the first clip."""
-    distributed = pytest.importorskip("distributed", reason="needs dask's distributed: pip install distributed")
-    with distributed.LocalCluster(n_workers=2, threads_per_worker=1, host="127.0.0.1", dashboard_address=None) as cluster:
+    """A real dask scheduler on loopback and two worker processes, one of which is killed after the first
+    clip.
+    """
+    distributed = pytest.importorskip(
+        "distributed", reason="needs dask's distributed: pip install distributed"
+    )
+    with distributed.LocalCluster(
+        n_workers=2, threads_per_worker=1, host="127.0.0.1", dashboard_address=None
+    ) as cluster:
         with distributed.Client(cluster) as client:
             victim = sorted(client.run(os.getpid).values())[0]
 
@@ -115,7 +128,9 @@ def test_a_cluster_gives_the_same_bytes_and_survives_a_killed_worker(folder, ser
         killer.join(timeout=10)
         with distributed.Client(cluster) as client:
             assert victim not in client.run(os.getpid).values()
-    assert {name: data for name, data in contents(tmp_path).items() if name.endswith(".npz")} == contents(serial)
+    assert {name: data for name, data in contents(tmp_path).items() if name.endswith(".npz")} == contents(
+        serial
+    )
 
 
 @pytest.mark.skipif("DEEPFAKE_LONG" not in os.environ, reason="make test-cluster runs it")

@@ -14,13 +14,23 @@ from kaggle_utils.face import data as face_data
 from kaggle_utils.face import landmarks
 from kaggle_utils.face.data import Faces
 from kaggle_utils.kaggle import paths
+from recipes.face import correction
 from recipes.face import evaluation as face_evaluation
 from recipes.face import training as face_training
 from recipes.face.training import FaceSettings
 
 SIZE = 32
-TINY = FaceSettings(name="tiny", network="mesoinception4", size=SIZE, epochs=3, batch_size=4, learning_rate=1e-2,
-                    average=0.9, policy="float32", crops=None)
+TINY = FaceSettings(
+    name="tiny",
+    network="mesoinception4",
+    size=SIZE,
+    epochs=3,
+    batch_size=4,
+    learning_rate=1e-2,
+    average=0.9,
+    policy="float32",
+    crops=None,
+)
 
 
 def drawn_faces(originals=12, size=SIZE, seed=0):
@@ -32,8 +42,17 @@ def drawn_faces(originals=12, size=SIZE, seed=0):
         real = random.uniform(0, 150, (size, size, 3))
         for label, name in ((0, f"real{number}"), (1, f"fake{number}")):
             crops.append(real + label * np.linspace(0, 100, size)[:, None])
-            rows.append({"stem": name, "label": label, "group": f"real{number}", "part": 40 + number % 3 * 3,
-                         "source_px": 100 + 20 * number, "p99": 20.0 if label else np.nan, "split": split})
+            rows.append(
+                {
+                    "stem": name,
+                    "label": label,
+                    "group": f"real{number}",
+                    "part": 40 + number % 3 * 3,
+                    "source_px": 100 + 20 * number,
+                    "p99": 20.0 if label else np.nan,
+                    "split": split,
+                }
+            )
     points = np.repeat(drawn_landmarks((size / 2, size / 2), size * 0.4, size * 0.5)[None], len(rows), 0)
     return Faces(pd.DataFrame(rows), np.array(crops).astype("uint8"), points)
 
@@ -103,7 +122,9 @@ def test_schedule_warms_up_and_ends_at_zero():
 
 
 def test_run_learns_and_saves(faces, tmp_path):
-    run = face_training.train_face(replace(TINY, epochs=10, self_blended=0.0, augment=None), faces, tmp_path, workers=1)
+    run = face_training.train_face(
+        replace(TINY, epochs=10, self_blended=0.0, augment=None), faces, tmp_path, workers=1
+    )
     assert len(run.history) == 10 and run.history["loss"].iloc[-1] < run.history["loss"].iloc[0]
     assert list(run.scores["stem"]) == list(faces.table["stem"][faces.rows("validation")])
     assert not (tmp_path / "tiny.checkpoint.npz").exists()
@@ -126,6 +147,7 @@ def test_interrupted_and_resumed_run_ends_where_the_whole_one_does(faces, tmp_pa
             batch_end(batch, logs)
             if len(callback.history) == 2 and batch == 1:
                 raise KeyboardInterrupt
+
         callback.on_train_batch_end, callback.async_safe = pull_the_plug, False
         return callback
 
@@ -141,7 +163,9 @@ def test_interrupted_and_resumed_run_ends_where_the_whole_one_does(faces, tmp_pa
 
 def test_a_time_limit_brings_the_end_of_the_schedule_nearer(faces, tmp_path):
     settings = replace(TINY, epochs=100000, self_blended=0.0, augment=None)
-    run = face_training.train_face(settings, faces, tmp_path, minutes=0.2, workers=1, checkpoints=False, validate_every=0)
+    run = face_training.train_face(
+        settings, faces, tmp_path, minutes=0.2, workers=1, checkpoints=False, validate_every=0
+    )
     assert 1 <= len(run.history) < 100000 and run.scores is not None
 
 
@@ -159,11 +183,17 @@ def test_averaged_weights_leave_the_trainer_as_it_is(faces):
 
 def test_teachers_pull_a_run_towards_their_mean_logit(faces, tmp_path):
     quick = {"workers": 1, "checkpoints": False, "validate_every": 0}
-    labelled = face_training.train_face(replace(TINY, epochs=60, self_blended=0.0, augment=None), faces, tmp_path, **quick)
-    taught = replace(labelled.settings, name="pupil", teachers=(str(tmp_path / "tiny.keras"),), taught=1.0, seed=9)
+    labelled = face_training.train_face(
+        replace(TINY, epochs=60, self_blended=0.0, augment=None), faces, tmp_path, **quick
+    )
+    taught = replace(
+        labelled.settings, name="pupil", teachers=(str(tmp_path / "tiny.keras"),), taught=1.0, seed=9
+    )
     pupil = face_training.train_face(taught, faces, tmp_path, **quick)
     random = face_training.build_face_network(taught)
-    teacher, start = (face_evaluation.predict_logits(net, faces.crops, SIZE) for net in (labelled.network, random))
+    teacher, start = (
+        face_evaluation.predict_logits(net, faces.crops, SIZE) for net in (labelled.network, random)
+    )
     assert np.corrcoef(face_evaluation.predict_logits(pupil.network, faces.crops, SIZE), teacher)[0, 1] > 0.9
     assert np.corrcoef(start, teacher)[0, 1] < 0.9
 
@@ -178,15 +208,21 @@ def test_teachers_move_the_target_of_the_rows_that_they_teach():
     np.testing.assert_array_equal(ops.convert_to_numpy(layer(given, seen, label, taught)), given)
 
     def cross_entropy(target):
-        return -np.mean(target * np.log(metrics.sigmoid(given)) + (1 - target) * np.log(1 - metrics.sigmoid(given)))
+        return -np.mean(
+            target * np.log(metrics.sigmoid(given)) + (1 - target) * np.log(1 - metrics.sigmoid(given))
+        )
 
-    target = np.array([[0.5 + 0.5 * metrics.sigmoid(1.5)], [0.0]])  # half label, half teacher; the other keeps its label
+    target = np.array(
+        [[0.5 + 0.5 * metrics.sigmoid(1.5)], [0.0]]
+    )  # half label, half teacher; the other keeps its label
     assert float(layer.losses[0]) == pytest.approx(cross_entropy(target) - cross_entropy(label), rel=1e-4)
 
 
 def test_twins_stand_beside_their_original(faces):
     settings = replace(TINY, self_blended=0.0, twins=0.5)
-    batches = face_training.FaceBatches(faces, face_training.training_rows(faces, settings), settings, workers=1)
+    batches = face_training.FaceBatches(
+        faces, face_training.training_rows(faces, settings), settings, workers=1
+    )
     batches.twins = {row: (np.full_like(faces.crops[row], 255),) for row in batches.reals}
     found = 0
     for index in range(batches.num_batches):
@@ -201,13 +237,23 @@ def test_twins_stand_beside_their_original(faces):
 
 def test_sources_are_drawn_by_their_shares_and_folds_are_kept_aside(faces):
     web = faces.take(np.arange(len(faces.table)))
-    web.table = web.table.assign(source="web", split="train", stem="w" + web.table["stem"], group="w" + web.table["group"],
-                                 person=["ann", "ann+bob"] * 6 + ["cyd"] * 12, fold=[0, 1] * 6 + [2] * 12)
+    web.table = web.table.assign(
+        source="web",
+        split="train",
+        stem="w" + web.table["stem"],
+        group="w" + web.table["group"],
+        person=["ann", "ann+bob"] * 6 + ["cyd"] * 12,
+        fold=[0, 1] * 6 + [2] * 12,
+    )
     whole = face_data.keep_aside(face_data.joined([faces, web]), (0,))
     splits = whole.table[whole.sources == "web"].groupby("person")["split"].first().to_dict()
     assert splits == {"ann": "web", "ann+bob": "left_out", "cyd": "train"}
-    settings = replace(TINY, pairs=40, self_blended=0.0, reals_of={"dfdc": 0.25, "web": 0.75}, fakes_of={"dfdc": 1.0})
-    batches = face_training.FaceBatches(whole, face_training.training_rows(whole, settings), settings, workers=1)
+    settings = replace(
+        TINY, pairs=40, self_blended=0.0, reals_of={"dfdc": 0.25, "web": 0.75}, fakes_of={"dfdc": 1.0}
+    )
+    batches = face_training.FaceBatches(
+        whole, face_training.training_rows(whole, settings), settings, workers=1
+    )
     drawn = batches.sources[batches._rows]
     assert (drawn[::2] == "web").sum() == 30 and (drawn[1::2] == "dfdc").all()
 
@@ -229,11 +275,17 @@ def test_located_counts_reals_and_blended_but_no_other_fakes():
 
 
 def test_faces_wider_than_the_tight_framing_are_all_blended(faces):
-    wide = Faces(faces.table.iloc[:4].assign(label=0, group="x", split="train", stem=list("abcd")), faces.crops[:4],
-                 faces.points[:4], np.full(4, 1.3, np.float32))
+    wide = Faces(
+        faces.table.iloc[:4].assign(label=0, group="x", split="train", stem=list("abcd")),
+        faces.crops[:4],
+        faces.points[:4],
+        np.full(4, 1.3, np.float32),
+    )
     batches = batches_of(faces + wide, self_blended=0.4)
     parts = [batches[index][0] for index in range(batches.num_batches)]
-    widths, blended = (np.concatenate([part[name].reshape(4, -1).max(1) for part in parts]) for name in ("width", "mask"))
+    widths, blended = (
+        np.concatenate([part[name].reshape(4, -1).max(1) for part in parts]) for name in ("width", "mask")
+    )
     assert (widths > 1.2).sum() == 8 and ((widths > 1.2) & (blended > 0)).sum() == 4
 
 
@@ -264,7 +316,12 @@ def test_compare_reads_the_saved_scores_of_all_runs(tmp_path):
         scores["stem"], scores["group"] = [f"c{i}" for i in range(200)], [f"g{i // 2}" for i in range(200)]
         scores.to_csv(tmp_path / f"{name}.validation.csv", index=False)
     table = face_evaluation.compare(tmp_path, interval=False)
-    assert list(table.index[table.index.isin(["good", "fair", "weak", "poor"])]) == ["good", "fair", "weak", "poor"]
+    assert list(table.index[table.index.isin(["good", "fair", "weak", "poor"])]) == [
+        "good",
+        "fair",
+        "weak",
+        "poor",
+    ]
     assert "average of good, fair, weak" in table.index
     assert (table["calibrated"] <= table["log_loss"] + 1e-9).all()
 
@@ -272,12 +329,23 @@ def test_compare_reads_the_saved_scores_of_all_runs(tmp_path):
 def test_packed_scores_compare_as_the_folder_does(tmp_path):
     random, labels = np.random.default_rng(1), np.arange(60) % 2
     for name in ("one", "two"):
-        scores = pd.DataFrame({"stem": [f"c{i}" for i in range(60)], "label": labels, "group": [f"g{i // 2}" for i in range(60)],
-                               "logit": labels + random.normal(0, 1, 60), "split": "validation"})
-        scores.assign(logit_flipped=scores["logit"] + 0.1).to_csv(tmp_path / f"{name}.validation.csv", index=False)
+        scores = pd.DataFrame(
+            {
+                "stem": [f"c{i}" for i in range(60)],
+                "label": labels,
+                "group": [f"g{i // 2}" for i in range(60)],
+                "logit": labels + random.normal(0, 1, 60),
+                "split": "validation",
+            }
+        )
+        scores.assign(logit_flipped=scores["logit"] + 0.1).to_csv(
+            tmp_path / f"{name}.validation.csv", index=False
+        )
     face_evaluation.pack_scores(tmp_path, tmp_path / "all.csv")
     expected = face_evaluation.compare(tmp_path, interval=False)
-    pd.testing.assert_frame_equal(face_evaluation.compare(tmp_path / "all.csv", interval=False), expected, atol=2e-3)
+    pd.testing.assert_frame_equal(
+        face_evaluation.compare(tmp_path / "all.csv", interval=False), expected, atol=2e-3
+    )
 
 
 def test_balanced_log_loss_is_that_of_a_balanced_set():
@@ -311,7 +379,9 @@ def test_research_faces_have_landmarks_and_a_clean_split():
 def test_scores_are_the_same_for_padded_and_single_crops(faces):
     network = face_training.build_face_network(TINY)
     whole = face_evaluation.predict_logits(network, faces.crops, SIZE, batch=16)
-    np.testing.assert_allclose(face_evaluation.predict_logits(network, faces.crops[:3], SIZE, batch=5), whole[:3], atol=1e-4)
+    np.testing.assert_allclose(
+        face_evaluation.predict_logits(network, faces.crops[:3], SIZE, batch=5), whole[:3], atol=1e-4
+    )
     assert ops.convert_to_numpy(network.weights[0]).dtype == np.float32
 
 
@@ -321,3 +391,30 @@ def test_qualities_keep_the_size_and_change_the_picture(faces):
         changed = worse(crop)
         assert changed.shape == crop.shape and changed.dtype == np.uint8
         assert np.array_equal(changed, crop) == (name == "as it is")
+
+
+def test_a_correction_moves_other_sources_and_leaves_dfdc():
+    random = np.random.default_rng(0)
+    other, still = (
+        random.normal(0, 1, (400, 8)).astype("float32"),
+        random.normal(0, 1, (400, 8)).astype("float32"),
+    )
+    other[:, 0] = np.repeat([-1, 1], 200) + random.normal(0, 0.3, 400)
+    still[:, 0] = random.normal(0, 0.05, 400)
+    labels = np.repeat([0.0, 1.0], 200)
+    slope, bias = correction.fit_correction(other, labels, np.zeros(400), np.ones(400), still, 0.01, 10.0)
+    assert (
+        metrics.auc(labels, metrics.sigmoid(other @ slope + bias)) > 0.95
+        and np.abs(still @ slope + bias).mean() < 0.2
+    )
+
+
+def test_statistics_leave_a_network_as_it_is_until_they_are_fitted(tmp_path):
+    network = face_training.build_face_network(replace(TINY, network="efficientnet_lite"))
+    pictures = np.random.default_rng(0).uniform(0, 255, (2, 32, 32, 3)).astype("float32")
+    before = np.asarray(network(pictures)["logit"])
+    width = correction.read_statistics(network)(pictures)[0].shape[1]
+    corrected = correction._with_correction(network, np.zeros(width), np.ones(width), np.zeros(width), 0.5)
+    storage.save_network(corrected, tmp_path / "face.keras", "float32")
+    again = storage.load_network(tmp_path / "face.keras")
+    np.testing.assert_allclose(np.asarray(again(pictures)["logit"]), before + 0.5, atol=1e-4)

@@ -32,12 +32,16 @@ class StubFinder:
 
 # Framings
 
-@pytest.mark.parametrize(("height", "width", "expected"), [
-    (1080, 1920, (300, 0, 1320, 780)),
-    (1920, 1080, (150, 0, 780, 1320)),
-    (1080, 1080, (150, 0, 780, 480)),
-    (540, 960, (150, 0, 660, 390)),
-])
+
+@pytest.mark.parametrize(
+    ("height", "width", "expected"),
+    [
+        (1080, 1920, (300, 0, 1320, 780)),
+        (1920, 1080, (150, 0, 780, 1320)),
+        (1080, 1080, (150, 0, 780, 480)),
+        (540, 960, (150, 0, 660, 390)),
+    ],
+)
 def test_fallback_follows_the_figure(height, width, expected):
     np.testing.assert_allclose(framing.fallback_box(height, width), expected)
 
@@ -58,7 +62,9 @@ def test_cut_repeats_the_border_and_keeps_a_square_square():
     image = np.zeros((100, 100, 3), np.uint8)
     image[:, :50], image[50:, :, 1] = (200, 0, 0), 90
     crop = framing.cut(image, np.array([-100, -100, 200, 200]), size=200)
-    assert (crop[:100, :150] == (200, 0, 0)).all()  # everything left of and above the picture is its corner's colour
+    assert (
+        crop[:100, :150] == (200, 0, 0)
+    ).all()  # everything left of and above the picture is its corner's colour
     assert (crop[160:, 160:] == (0, 90, 0)).all()
     assert (crop[110, 100:149, 0] == 200).all() and (crop[110, 151:, 0] == 0).all()
 
@@ -71,9 +77,12 @@ def test_cut_keeps_plain_colour_at_any_scale(side):
 
 # Tracks
 
+
 def test_two_persons_keep_their_tracks_whatever_the_order_of_the_detections():
     left, right = [face(100 + 5 * i, 100, 60) for i in range(5)], [face(220 - 5 * i, 100) for i in range(5)]
-    tracks = framing.link_tracks([[a, b] if i % 2 else [b, a] for i, (a, b) in enumerate(zip(left, right, strict=True))])
+    tracks = framing.link_tracks(
+        [[a, b] if i % 2 else [b, a] for i, (a, b) in enumerate(zip(left, right, strict=True))]
+    )
     assert [track.id for track in tracks] == [0, 1]
     assert list(tracks[0].detections.values()) == left and list(tracks[1].detections.values()) == right
 
@@ -86,7 +95,7 @@ def test_most_persistent_times_largest_comes_first():
 
 
 def test_a_person_missed_for_long_stays_one_person():
-    track, = framing.link_tracks([[face(100, 100)], [], [], [], [face(120, 90)]])
+    (track,) = framing.link_tracks([[face(100, 100)], [], [], [], [face(120, 90)]])
     assert sorted(track.detections) == [0, 4]
 
 
@@ -126,12 +135,18 @@ def test_box_between_and_beyond_detections():
 
 # Crops of a clip
 
+
 def test_rows_tell_where_they_come_from():
     found = [[], [], [], [face(90, 50)], [], [face(94, 52)], [], [], [], []]
-    crops, = framing.extract_faces([GREY] * 10, StubFinder(*found))
+    (crops,) = framing.extract_faces([GREY] * 10, StubFinder(*found))
     assert crops.images.shape == (10, 256, 256, 3) and crops.images.dtype == np.uint8
-    assert crops.sources == (["fallback"] + ["interpolated"] * 2 + ["detected", "interpolated", "detected"]
-                             + ["interpolated"] * 2 + ["fallback"] * 2)
+    assert crops.sources == (
+        ["fallback"]
+        + ["interpolated"] * 2
+        + ["detected", "interpolated", "detected"]
+        + ["interpolated"] * 2
+        + ["fallback"] * 2
+    )
     np.testing.assert_allclose(crops.boxes[4], framing.tight_box(np.array([72, 31, 40, 40])))
     np.testing.assert_allclose(crops.boxes[0], framing.fallback_box(108, 192))
     assert crops.frame_indices.tolist() == list(range(10)) and crops.track == 0
@@ -139,14 +154,16 @@ def test_rows_tell_where_they_come_from():
 
 def test_short_clips_repeat_frames():
     pictures = [np.full((108, 192, 3), value, np.uint8) for value in (10, 20, 30)]
-    crops, = framing.extract_faces(pictures, StubFinder(*[[face(90, 50)]] * 3))
+    (crops,) = framing.extract_faces(pictures, StubFinder(*[[face(90, 50)]] * 3))
     assert crops.frame_indices.tolist() == [0, 0, 0, 1, 1, 1, 1, 2, 2, 2]
     assert [int(image[0, 0, 0]) for image in crops.images] == [10] * 3 + [20] * 4 + [30] * 3
 
 
 def test_a_clip_without_a_face_is_all_fallback():
-    crops, = framing.extract_faces([GREY], StubFinder())
-    assert crops.sources == ["fallback"] * 10 and crops.track == -1 and crops.images.shape == (10, 256, 256, 3)
+    (crops,) = framing.extract_faces([GREY], StubFinder())
+    assert (
+        crops.sources == ["fallback"] * 10 and crops.track == -1 and crops.images.shape == (10, 256, 256, 3)
+    )
 
 
 def test_each_person_has_crops_of_its_own():
@@ -166,14 +183,19 @@ def test_wrong_arguments_are_named():
 
 # The study's extraction
 
+
 @pytest.fixture
 def clip(monkeypatch):
     """Stands for a clip of so many frames whose red channel is the frame's number."""
+
     def make(count):
-        pictures = [np.zeros((108, 192, 3), np.uint8) + np.array([index, 0, 0], np.uint8) for index in range(count)]
+        pictures = [
+            np.zeros((108, 192, 3), np.uint8) + np.array([index, 0, 0], np.uint8) for index in range(count)
+        ]
         frames = [(index, index / 30, picture) for index, picture in enumerate(pictures)]
         monkeypatch.setattr(video, "iter_frames", lambda path: iter(frames))
         return "clip.mp4"
+
     return make
 
 
@@ -209,6 +231,7 @@ def test_reference_repeats_images_of_a_short_clip(clip):
 
 # The detector itself
 
+
 @pytest.fixture(scope="module")
 def portrait():
     """The portrait that scikit-image carries, uint8 RGB (512, 512, 3)."""
@@ -232,7 +255,7 @@ def test_finder_returns_the_boxes_of_the_package(portrait):
     from mtcnn import MTCNN
 
     expected = MTCNN().detect_faces(portrait, fit_to_image=False, output_type="numpy")
-    found, = FaceFinder(smallest=0)([portrait])
+    (found,) = FaceFinder(smallest=0)([portrait])
     assert len(found) == len(expected) == 1
     np.testing.assert_allclose(found[0].box, expected[0, 1:5], atol=0.01)
     np.testing.assert_allclose(found[0].landmarks.T.ravel(), expected[0, 6:], atol=0.01)
@@ -240,7 +263,9 @@ def test_finder_returns_the_boxes_of_the_package(portrait):
 
 
 def test_skipped_levels_do_not_change_a_large_face(portrait, finder):
-    np.testing.assert_allclose(finder([portrait])[0][0].box, FaceFinder(smallest=0)([portrait])[0][0].box, atol=0.01)
+    np.testing.assert_allclose(
+        finder([portrait])[0][0].box, FaceFinder(smallest=0)([portrait])[0][0].box, atol=0.01
+    )
 
 
 def test_frames_of_several_sizes_keep_their_order(portrait, finder):
@@ -263,7 +288,9 @@ def test_no_face_in_black_or_tiny_frames(finder, shape):
     assert finder([np.zeros(shape, np.uint8)]) == [[]]
 
 
-@pytest.mark.parametrize("frame", [np.zeros((40, 40), np.uint8), np.zeros((40, 40, 3), np.float32), "clip.mp4"])
+@pytest.mark.parametrize(
+    "frame", [np.zeros((40, 40), np.uint8), np.zeros((40, 40, 3), np.float32), "clip.mp4"]
+)
 def test_only_rgb_pictures_are_searched(finder, frame):
     with pytest.raises(ValueError, match="expected a uint8 RGB picture"):
         finder([frame])
@@ -275,7 +302,9 @@ def test_stages_narrow_down_to_the_face(portrait, finder):
     assert counts == sorted(counts, reverse=True) and counts[-1] == 1
     assert len(stages.pyramid) == len(stages.candidates)
     sides = [max(level.shape) for _, level in stages.pyramid]
-    assert sides == sorted(sides, reverse=True) and all(level.dtype == np.uint8 for _, level in stages.pyramid)
+    assert sides == sorted(sides, reverse=True) and all(
+        level.dtype == np.uint8 for _, level in stages.pyramid
+    )
     np.testing.assert_allclose(stages.faces[0].box, finder([portrait])[0][0].box, atol=0.01)
 
 
@@ -303,7 +332,10 @@ def test_tight_framing_lands_on_the_training_crop(real_clips, finder):
 
 @pytest.mark.skipif(not Path("/proc/self/statm").is_file(), reason="reads resident memory from /proc")
 def test_memory_does_not_grow_from_clip_to_clip(miniature, finder):
-    """A clip's ten frames are 7 MiB and more: if each of sixteen clips left its frames behind, 110 MiB would show."""
+    """A clip's ten frames are 7 MiB and more: if each of sixteen clips left its frames behind, 110 MiB would
+    show.
+    """
+
     def resident():
         return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 2**20
 

@@ -23,7 +23,9 @@ def drawn(widths, frames=(), count=200, seed=0):
     labels = np.arange(count) % 2
     signal = (2 * labels - 1).reshape(-1, *(1 for _ in frames), 1)
     outputs = {name: random.normal(0, 1, (count, *frames, width)) + signal for name, width in widths.items()}
-    outputs["logit"] = random.normal(0, 1, (count, *frames, 1)) + 2.5 * signal + random.normal(0, 1, signal.shape)
+    outputs["logit"] = (
+        random.normal(0, 1, (count, *frames, 1)) + 2.5 * signal + random.normal(0, 1, signal.shape)
+    )
     groups = np.array([f"g{i // 2}" for i in range(count)])
     return Embeddings({name: x.astype(np.float32) for name, x in outputs.items()}, labels, groups)
 
@@ -79,10 +81,13 @@ def test_faces_are_embedded_in_views_that_differ_and_repeat():
     found = fusion_training.embed_faces(network, faces, size=64, views=3)
     logits = found.outputs["logit"][..., 0]
     assert {name: x.shape for name, x in found.outputs.items()} == {
-        name: (11, FRAMES, output.shape[-1]) for name, output in network.output.items()}
+        name: (11, FRAMES, output.shape[-1]) for name, output in network.output.items()
+    }
     np.testing.assert_array_equal(logits[:, 3:6], logits[:, :3])
     assert len(np.unique(logits[:, :3])) == 33
-    assert found.labels.tolist() == table["label"].tolist() and found.groups.tolist() == table["group"].tolist()
+    assert (
+        found.labels.tolist() == table["label"].tolist() and found.groups.tolist() == table["group"].tolist()
+    )
 
 
 def test_embeddings_are_made_once(voices, tmp_path):
@@ -101,7 +106,9 @@ def test_noisy_or_is_that_of_the_detector(faces, voices):
         face = {"logit": np.full((FRAMES, 1), np.nan_to_num(clips.face[i]))}
         voice = None if np.isnan(clips.voice[i]) else {"logit": np.full((1, 1), clips.voice[i])}
         expected = fuse(face, seen, voice, fusion_training.PRIOR)
-        assert rules.sigmoid(given[i] + rules.log_odds(fusion_training.PRIOR)) == pytest.approx(expected, abs=1e-5)
+        assert rules.sigmoid(given[i] + rules.log_odds(fusion_training.PRIOR)) == pytest.approx(
+            expected, abs=1e-5
+        )
 
 
 def test_joined_beats_each_branch_and_the_line_recovers_the_log_odds(faces, voices):
@@ -110,7 +117,9 @@ def test_joined_beats_each_branch_and_the_line_recovers_the_log_odds(faces, voic
     methods = fusion_training.fit_methods(train)
     calibrate, test = (fusion_training.assemble(*rest, 800, seed=seed) for seed in (1, 2))
     table = fusion_training.compare(methods, calibrate, test, False)
-    assert table.loc["noisy-or", "log loss"] < table.loc[["face alone", "voice alone"], "log loss"].min() - 0.05
+    assert (
+        table.loc["noisy-or", "log loss"] < table.loc[["face alone", "voice alone"], "log loss"].min() - 0.05
+    )
     for kind, branch in (("fake face", "face alone"), ("fake voice", "voice alone")):
         assert table.loc["noisy-or", f"log loss, {kind}"] < table.loc[branch, f"log loss, {kind}"] + 0.1
     assert table.loc["noisy-or", "AUC"] > table.loc[["face alone", "voice alone"], "AUC"].max() + 0.05
@@ -130,7 +139,9 @@ def test_the_last_network_learns_from_assembled_clips(faces, voices):
 def test_line_weighs_both_classes_alike():
     random = np.random.default_rng(0)
     labels = (random.random(200000) < 0.9).astype(int)
-    logits = random.normal(0, 1, 200000) + np.where(labels == 1, 1.0, -1.0)  # log odds 2 x where the classes are balanced
+    logits = random.normal(0, 1, 200000) + np.where(
+        labels == 1, 1.0, -1.0
+    )  # log odds 2 x where the classes are balanced
     scale, shift = metrics.fit_line(labels, 3 * logits + 5)
     assert scale * 3 == pytest.approx(2, rel=0.05) and scale * 5 + shift == pytest.approx(0, abs=0.1)
 

@@ -45,7 +45,11 @@ def is_gone(process_id: int, seconds: float = 10) -> bool:
 
 def test_frames_are_those_of_the_clip(clip):
     here, there = video.read_frames(clip, 4), isolation.read_frames(str(clip), 4)
-    assert there.info == here.info and there.warnings == here.warnings and np.array_equal(there.times_s, here.times_s)
+    assert (
+        there.info == here.info
+        and there.warnings == here.warnings
+        and np.array_equal(there.times_s, here.times_s)
+    )
     assert np.array_equal(there.images, here.images)
 
 
@@ -123,7 +127,9 @@ time.sleep(float(sys.argv[2]))
 
 def test_a_script_needs_no_main_guard(clip, tmp_path):
     (tmp_path / "script.py").write_text(SCRIPT)
-    done = subprocess.run([sys.executable, tmp_path / "script.py", clip, "0"], capture_output=True, text=True, cwd=tmp_path)
+    done = subprocess.run(
+        [sys.executable, tmp_path / "script.py", clip, "0"], capture_output=True, text=True, cwd=tmp_path
+    )
     assert (done.returncode, done.stderr) == (0, "")
     assert [line.split()[0] for line in done.stdout.splitlines()].count("started") == 1
 

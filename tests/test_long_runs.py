@@ -1,4 +1,5 @@
-"""Runs that are killed, interrupted, short of time or of disk: no row is lost or scored twice, and one line says why.
+"""Runs that are killed, interrupted, short of time or of disk: no row is lost or scored twice, and one line
+says why.
 
 ``make test-kills`` kills a hundred runs; ``make test`` some.
 """
@@ -33,11 +34,14 @@ def probability_of(name: str) -> float:
 
 
 def table_of(count: int) -> pd.DataFrame:
-    return pd.DataFrame({"filename": [f"{number:04}.mp4" for number in range(count)], "path": None, "label": None})
+    return pd.DataFrame(
+        {"filename": [f"{number:04}.mp4" for number in range(count)], "path": None, "label": None}
+    )
 
 
 def score_slowly(folder: Path) -> None:
     """A run that notes each clip in ``calls`` before it scores it."""
+
     def predict(name, path, frames, following):
         with open(folder / "calls", "a") as calls:
             calls.write(f"{name}\n")
@@ -73,11 +77,13 @@ def test_killed_at_any_moment_nothing_is_lost_or_repeated(tmp_path):
         run.join()
         kills += run.exitcode == -signal.SIGKILL
         assert before <= set(finished_of(folder / "out.csv"))
-        assert not before & set(lines_of(folder / "calls")[len(called):])
+        assert not before & set(lines_of(folder / "calls")[len(called) :])
         assert not (folder / "out.csv").exists() or problems_of(folder / "out.csv", names) == []
         if run.exitcode == 0 or kills == KILLS:
             score_slowly(folder)
-            assert (folder / "out.csv").read_text() == expected and set(finished_of(folder / "out.csv")) == set(names)
+            assert (folder / "out.csv").read_text() == expected and set(
+                finished_of(folder / "out.csv")
+            ) == set(names)
             folder = None
 
 
@@ -123,14 +129,17 @@ def test_a_budget_of_seconds_is_kept_by_fewer_frames_and_then_the_prior(tmp_path
         return {"probability": 0.9, "warnings": []}
 
     started = time.monotonic()
-    table = score_clips(table_of(300), predict, tmp_path / "out.csv", unscored, "stub", seconds / 3600, progress=False)
+    table = score_clips(
+        table_of(300), predict, tmp_path / "out.csv", unscored, "stub", seconds / 3600, progress=False
+    )
     assert time.monotonic() - started < seconds + 0.5
     assert list(dict.fromkeys(read)) == list(FRAME_LADDER)
     assert (table["label"] == [0.9] * len(read) + [0.5] * (300 - len(read))).all()
     assert problems_of(tmp_path / "out.csv", table["filename"]) == []
 
 
-# --- the command line, with a detector that needs no TensorFlow -------------------------------------------------------
+# --- the command line, with a detector that needs no TensorFlow
+# -------------------------------------------------------
 COMMAND = """
 import resource, signal, sys, time, types
 from kaggle_utils import __main__, submission
@@ -162,13 +171,24 @@ sys.exit(__main__.main(["predict", *sys.argv[3:]]))
 
 @pytest.fixture
 def predict(tmp_path):
-    """Start ``predict`` on ten clips in a process of its own; files may grow to ``limit`` bytes, a clip takes ``seconds``."""
+    """Start ``predict`` on ten clips in a process of its own; files may grow to ``limit`` bytes, a clip takes
+    ``seconds``.
+    """
     (tmp_path / "clips").mkdir()
     for number in range(10):
         (tmp_path / "clips" / f"{number}.mp4").write_bytes(b"clip")
 
     def start(output: Path, limit: int = 0, seconds: float = 0.0) -> subprocess.Popen:
-        command = [sys.executable, "-c", COMMAND, str(limit), str(seconds), str(tmp_path / "clips"), "-o", str(output)]
+        command = [
+            sys.executable,
+            "-c",
+            COMMAND,
+            str(limit),
+            str(seconds),
+            str(tmp_path / "clips"),
+            "-o",
+            str(output),
+        ]
         return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
     return start
@@ -223,4 +243,7 @@ def test_ctrl_c_is_one_line_and_the_run_goes_on_after_it(predict, tmp_path):
     kept = finished_of(tmp_path / "out.csv")
     assert 0 < len(kept) < 10 and problems_of(tmp_path / "out.csv") == []
     assert predict(tmp_path / "out.csv").wait() == 0
-    assert finished_of(tmp_path / "out.csv")[: len(kept)] == kept and len(set(finished_of(tmp_path / "out.csv"))) == 10
+    assert (
+        finished_of(tmp_path / "out.csv")[: len(kept)] == kept
+        and len(set(finished_of(tmp_path / "out.csv"))) == 10
+    )

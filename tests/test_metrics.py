@@ -89,7 +89,9 @@ def test_bootstrap_interval_is_wider_by_groups(scores):
 
 
 def test_bootstrap_interval_keeps_both_classes():
-    low, high = metrics.bootstrap_interval(metrics.auc, [0, 1, 0, 1], [0.1, 0.9, 0.2, 0.8], list("aabb"), rounds=50)
+    low, high = metrics.bootstrap_interval(
+        metrics.auc, [0, 1, 0, 1], [0.1, 0.9, 0.2, 0.8], list("aabb"), rounds=50
+    )
     assert low == high == 1
     with pytest.raises(ValueError, match="one group"):
         metrics.bootstrap_interval(metrics.auc, [0, 1], [0.1, 0.9], ["a", "a"])

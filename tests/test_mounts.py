@@ -1,6 +1,8 @@
-"""The notebooks as Kaggle runs them: everything attached under a read-only folder in one of its layouts, no internet.
+"""The notebooks as Kaggle runs them: everything attached under a read-only folder in one of its layouts, no
+internet.
 
-``make test`` runs notebook 07 from each layout; ``make test-mounts``, which sets ``DEEPFAKE_MOUNTS=all``, all the others too.
+``make test`` runs notebook 07 from each layout; ``make test-mounts``, which sets ``DEEPFAKE_MOUNTS=all``, all
+the others too.
 """
 
 import inspect
@@ -21,7 +23,8 @@ from kaggle_utils.kaggle import paths
 from kaggle_utils.kaggle import push as kaggle_push
 from kaggle_utils.voice import networks as voice_networks
 
-# Kaggle's two layouts, and within the later one other things than a data set that may hold the package: where a thing called
+# Kaggle's two layouts, and within the later one other things than a data set that may hold the package: where
+# a thing called
 # {slug} holds the package, and where the competition lies
 LAYOUTS = {
     "flat": ("{slug}", paths.COMPETITION),
@@ -53,7 +56,10 @@ sys.addaudithook(refuse)
 def small_models(tmp_path_factory) -> Path:
     """Small untrained networks, which load in no time."""
     folder = tmp_path_factory.mktemp("models")
-    for name, branch in {"face": face_networks.mesoinception4(64), "voice": voice_networks.voice_inception(width=8)}.items():
+    for name, branch in {
+        "face": face_networks.mesoinception4(64),
+        "voice": voice_networks.voice_inception(width=8),
+    }.items():
         storage.save_network(blocks.with_head(branch), folder / f"{name}.keras")
     for name in ("detector.json", "results.json"):
         shutil.copy(ROOT / "models" / name, folder)
@@ -62,19 +68,38 @@ def small_models(tmp_path_factory) -> Path:
 
 def lay_out(folder: Path, layout: str, models: Path = ROOT / "models"):
     """Lay out a kernel's folders; returns a function that runs Python in its working folder."""
-    package, competition = (folder / "input" / place.format(slug=kaggle_push.DATA_SLUG) for place in (LAYOUTS | HOLDERS)[layout])
-    shutil.copytree(ROOT / "kaggle_utils", package / "kaggle_utils", ignore=shutil.ignore_patterns("__pycache__"))
+    package, competition = (
+        folder / "input" / place.format(slug=kaggle_push.DATA_SLUG) for place in (LAYOUTS | HOLDERS)[layout]
+    )
+    shutil.copytree(
+        ROOT / "kaggle_utils", package / "kaggle_utils", ignore=shutil.ignore_patterns("__pycache__")
+    )
     (package / "models").symlink_to(models)
     attach_competition(competition)
-    for name, content in {"guard/sitecustomize.py": GUARD,
-                          "working/conftest.py": inspect.getsource(conftest.pytest_collection_modifyitems)}.items():
+    for name, content in {
+        "guard/sitecustomize.py": GUARD,
+        "working/conftest.py": inspect.getsource(conftest.pytest_collection_modifyitems),
+    }.items():
         (folder / name).parent.mkdir()
         (folder / name).write_text(content)
-    env = {name: value for name, value in os.environ.items() if not name.startswith(("DEEPFAKE", "DFDC", "PYTHONPATH"))}
-    env |= {"PYTHONPATH": str(folder / "guard"), "KAGGLE_KERNEL_RUN_TYPE": "Batch",
-            "DEEPFAKE_INPUT": str(folder / "input"), "DEEPFAKE_WORK": str(folder / "working")}
+    env = {
+        name: value
+        for name, value in os.environ.items()
+        if not name.startswith(("DEEPFAKE", "DFDC", "PYTHONPATH"))
+    }
+    env |= {
+        "PYTHONPATH": str(folder / "guard"),
+        "KAGGLE_KERNEL_RUN_TYPE": "Batch",
+        "DEEPFAKE_INPUT": str(folder / "input"),
+        "DEEPFAKE_WORK": str(folder / "working"),
+    }
     return lambda *arguments, **changed: subprocess.run(
-        [sys.executable, *arguments], cwd=folder / "working", env=env | changed, capture_output=True, text=True)
+        [sys.executable, *arguments],
+        cwd=folder / "working",
+        env=env | changed,
+        capture_output=True,
+        text=True,
+    )
 
 
 def attach_competition(folder: Path) -> None:
@@ -82,7 +107,7 @@ def attach_competition(folder: Path) -> None:
     miniature = Path(os.environ["DFDC_DATA"])
     (folder / "test_videos").mkdir(parents=True)
     (folder / "train_sample_videos").symlink_to(miniature / "train_sample_videos")
-    rows = (miniature / "sample_submission.csv").read_text().splitlines()[:CLIPS + 1]
+    rows = (miniature / "sample_submission.csv").read_text().splitlines()[: CLIPS + 1]
     (folder / "sample_submission.csv").write_text("\n".join(rows) + "\n")
     for row in rows[1:]:
         name = row.split(",")[0]
@@ -93,9 +118,21 @@ def run_notebook(run, working: Path, name: str, change: tuple[str, str] = ("", "
     """Run one notebook through nbval in a kernel's working folder, a line of it changed as a user would."""
     source = kaggle_push.notebooks()[name].read_text(encoding="utf-8")
     assert change[0] in source
-    (working / "__notebook__.ipynb").write_text(source.replace(*change) if all(change) else source, encoding="utf-8")
-    done = run("-m", "pytest", "-q", "-p", "no:cacheprovider", "--nbval-lax", "--nbval-current-env", "--nbval-cell-timeout=300",
-               "__notebook__.ipynb", **changed)
+    (working / "__notebook__.ipynb").write_text(
+        source.replace(*change) if all(change) else source, encoding="utf-8"
+    )
+    done = run(
+        "-m",
+        "pytest",
+        "-q",
+        "-p",
+        "no:cacheprovider",
+        "--nbval-lax",
+        "--nbval-current-env",
+        "--nbval-cell-timeout=300",
+        "__notebook__.ipynb",
+        **changed,
+    )
     assert done.returncode == 0, done.stdout[-4000:] + done.stderr
 
 
@@ -108,7 +145,9 @@ def submit(folder: Path, layout: str, models: Path) -> list[str]:
 def submissions(layouts, folder: Path, models: Path) -> None:
     """The submission kernel scores every clip in each of the layouts."""
     with ThreadPoolExecutor(2) as pool:  # starting up keeps one core busy
-        written = [pool.submit(submit, folder / layout.replace(" ", "_"), layout, models) for layout in layouts]
+        written = [
+            pool.submit(submit, folder / layout.replace(" ", "_"), layout, models) for layout in layouts
+        ]
     for header, *rows in (future.result() for future in written):
         assert header == "filename,label" and len(rows) == CLIPS
         assert all(0 < float(row.split(",")[1]) < 1 and not row.endswith(",0.50000") for row in rows)
@@ -118,7 +157,9 @@ def test_submission_from_every_layout(small_models, tmp_path):
     submissions(LAYOUTS, tmp_path, small_models)
 
 
-every_notebook = pytest.mark.skipif(os.environ.get("DEEPFAKE_MOUNTS") != "all", reason="make test-mounts runs it")
+every_notebook = pytest.mark.skipif(
+    os.environ.get("DEEPFAKE_MOUNTS") != "all", reason="make test-mounts runs it"
+)
 
 
 @every_notebook
@@ -148,8 +189,12 @@ def test_output_feeds_the_next_kernel(tmp_path):
     run = lay_out(scoring, "by kind", models=tmp_path / "models")
     (scoring / "input/notebooks/alice").mkdir(parents=True)
     (joining / "working").rename(scoring / "input/notebooks/alice" / paths.kernel_slug("06_fusion_training"))
-    run_notebook(run, scoring / "working", "07_fusion_inference",
-                 change=("MODELS = None", "MODELS = paths.output_of('06_fusion_training', 'fusion')"))
+    run_notebook(
+        run,
+        scoring / "working",
+        "07_fusion_inference",
+        change=("MODELS = None", "MODELS = paths.output_of('06_fusion_training', 'fusion')"),
+    )
     assert len((scoring / "working/submission.csv").read_text().splitlines()) == CLIPS + 1
 
 

@@ -147,7 +147,11 @@ def test_one_masked_frame_does_not_count():
 
 
 def test_whole_network_as_run():
-    face, voice, last = face_networks.one_image_cnn(), voice_networks.voice_cnn(True), fusion_networks.last_cnn(True)
+    face, voice, last = (
+        face_networks.one_image_cnn(),
+        voice_networks.voice_cnn(True),
+        fusion_networks.last_cnn(True),
+    )
     assert face.count_params() + voice.count_params() + last.count_params() == 5_506_177
     assert 10 * face.count_params() + voice.count_params() + last.count_params() == 10_226_857
 
@@ -168,7 +172,10 @@ def inception():
 
 def test_a_branch_with_members_answers_by_the_mean_of_their_logits(tmp_path):
     faces = np.random.default_rng(0).uniform(0, 255, (2, 75, 75, 3)).astype("float32")
-    members = [blocks.with_head(face_networks.one_image_cnn(input_size=75)), blocks.with_head(face_networks.mesoinception4(75))]
+    members = [
+        blocks.with_head(face_networks.one_image_cnn(input_size=75)),
+        blocks.with_head(face_networks.mesoinception4(75)),
+    ]
     for network, name in zip(members, ("face", "face_meso"), strict=True):
         storage.save_network(network, tmp_path / f"{name}.keras", "float32")
     first, second = (network.predict(faces, verbose=0) for network in members)
@@ -195,7 +202,9 @@ def test_face_inception(inception):
 
 
 def test_inception_weights_of_another_network_are_refused(inception, tmp_path):
-    np.savez(tmp_path / "few.npz", **{"conv2d_1/kernel": 1, "conv2d_1/kernel:scale": 1, "conv2d_1/kernel:min": 0})
+    np.savez(
+        tmp_path / "few.npz", **{"conv2d_1/kernel": 1, "conv2d_1/kernel:scale": 1, "conv2d_1/kernel:min": 0}
+    )
     with pytest.raises(ValueError, match="found 1 layers conv2d, the network has 94"):
         face_networks.load_inception_weights(inception, tmp_path / "few.npz")
 
@@ -204,11 +213,15 @@ def test_inception_weights():
     """In each layer on the way, the means over a real picture must resemble the stored moving means."""
     data = research_data("dfdc_clips")
     if data is None:
-        pytest.skip("DEEPFAKE_DATA does not name the folder of research data with the InceptionV3 weights beside it")
+        pytest.skip(
+            "DEEPFAKE_DATA does not name the folder of research data with the InceptionV3 weights beside it"
+        )
     from skimage.data import astronaut
 
     inception = face_networks.face_inception()  # the weights know objects of the size they have at 224 pixels
-    face_networks.load_inception_weights(inception, data.parent.parent / "weights" / "inception_v3_notop_uint8.npz")
+    face_networks.load_inception_weights(
+        inception, data.parent.parent / "weights" / "inception_v3_notop_uint8.npz"
+    )
     norms = [x for x in inception.layers if isinstance(x, keras.layers.BatchNormalization)]
     before = keras.Model(inception.input, [x.input for x in norms])
     crops = np.stack([np.roll(astronaut()[:, ::flip], 100 * i, 1) for i in range(4) for flip in (1, -1)])
@@ -266,7 +279,9 @@ def test_log_spectrograms():
 
 
 def test_standardized_spectrogram_ignores_the_level():
-    loud, soft = (np.asarray(voice_networks.LogSpectrogram(floor=1e-12)(chirp()[None] * x)) for x in (1.0, 0.5))
+    loud, soft = (
+        np.asarray(voice_networks.LogSpectrogram(floor=1e-12)(chirp()[None] * x)) for x in (1.0, 0.5)
+    )
     np.testing.assert_allclose(loud, soft, atol=0.01)
     np.testing.assert_allclose(loud.mean(axis=1), 0, atol=1e-3)
     np.testing.assert_allclose(loud.std(axis=1), 1, atol=1e-2)
@@ -296,7 +311,10 @@ MAKERS = {
     "group": lambda: (face_networks.one_image_cnn(64, "group", "time_series"), pixels()),
     "meso": lambda: (face_networks.mesoinception4(64), pixels()),
     "voice": lambda: (voice_networks.voice_inception(samples=8000, width=8), chirp()[None, :8000]),
-    "reference_voice": lambda: (voice_networks.voice_cnn(as_run=True), chirp()[None, :15000].repeat(2, 1)[..., None]),
+    "reference_voice": lambda: (
+        voice_networks.voice_cnn(as_run=True),
+        chirp()[None, :15000].repeat(2, 1)[..., None],
+    ),
 }
 
 
@@ -313,7 +331,9 @@ def test_files_keep_the_scores(name, tmp_path):
     for key in before:
         np.testing.assert_allclose(before[key], after[key], atol=4e-3 * (1 + np.abs(before[key]).max()))
     for ours, theirs in zip(model.weights, again.weights, strict=True):
-        np.testing.assert_array_equal(np.asarray(ours).astype("float16").astype("float32"), np.asarray(theirs))
+        np.testing.assert_array_equal(
+            np.asarray(ours).astype("float16").astype("float32"), np.asarray(theirs)
+        )
 
 
 def test_a_file_holds_two_bytes_a_weight(tmp_path):
@@ -360,10 +380,19 @@ def test_a_function_of_another_module_in_a_file_is_not_called(tmp_path):
     storage.save_network(network, tmp_path / "plain.keras")
     ran = tmp_path / "ran"
     call = {"class_name": "function", "config": "system", "module": "os", "registered_name": "system"}
-    with zipfile.ZipFile(tmp_path / "plain.keras") as plain, zipfile.ZipFile(tmp_path / "evil.keras", "w") as evil:
+    with (
+        zipfile.ZipFile(tmp_path / "plain.keras") as plain,
+        zipfile.ZipFile(tmp_path / "evil.keras", "w") as evil,
+    ):
         config = json.loads(plain.read("config.json"))
-        config["config"]["layers"].append({"module": "keras.layers", "class_name": "Activation", "registered_name": None,
-                                           "config": {"name": f"touch {ran}", "activation": call}})
+        config["config"]["layers"].append(
+            {
+                "module": "keras.layers",
+                "class_name": "Activation",
+                "registered_name": None,
+                "config": {"name": f"touch {ran}", "activation": call},
+            }
+        )
         evil.writestr("config.json", json.dumps(config))
     with pytest.raises((TypeError, ValueError), match="system"):
         storage.load_network(tmp_path / "evil.keras")

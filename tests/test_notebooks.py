@@ -28,11 +28,16 @@ def test_notebook_is_stripped_and_readable(path):
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_no_cell_captures_output_in_a_widget(path):
-    """nbclient, which runs notebooks on Kaggle and in nbconvert, answers such a cell while it waits for its end, and then
+    """nbclient, which runs notebooks on Kaggle and in nbconvert, answers such a cell while it waits for its
+    end, and then
     does not hear of it: without a time limit it waits for ever."""
     cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
     code = ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"]
-    assert not [name for name in ("interact(", "interactive(", "interactive_output(", "Output(") if name in "".join(code)]
+    assert not [
+        name
+        for name in ("interact(", "interactive(", "interactive_output(", "Output(")
+        if name in "".join(code)
+    ]
 
 
 def test_all_first_cells_are_the_same():
@@ -43,10 +48,30 @@ def test_all_first_cells_are_the_same():
 
 
 def test_training_imports_need_no_tensorflow():
-    modules = ", ".join(f"kaggle_utils.{name}" for name in (
-        "face.networks", "voice.networks", "fusion.networks", "face.augment", "training", "face.training", "voice.training",
-        "metrics", "datasets.dfdc", "face.framing", "media.video", "kaggle.paths"))
+    modules = ", ".join(
+        f"kaggle_utils.{name}"
+        for name in (
+            "face.networks",
+            "voice.networks",
+            "fusion.networks",
+            "face.augment",
+            "training",
+            "face.training",
+            "voice.training",
+            "metrics",
+            "datasets.dfdc",
+            "face.framing",
+            "media.video",
+            "kaggle.paths",
+        )
+    )
     code = f"import sys, {modules}; print([n for n in ('tensorflow', 'mtcnn', 'moviepy', 'librosa') if n in sys.modules])"
-    found = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True,
-                           env={**os.environ, "KERAS_BACKEND": "numpy"})
+    found = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+        env={**os.environ, "KERAS_BACKEND": "numpy"},
+    )
     assert found.stdout.strip() == "[]"

@@ -1,4 +1,6 @@
-"""Where things lie: Kaggle's mount layouts, past and present, and the first cell of the notebooks in each of them."""
+"""Where things lie: Kaggle's mount layouts, past and present, and the first cell of the notebooks in each of
+them.
+"""
 
 import json
 import os
@@ -12,8 +14,13 @@ from conftest import ROOT, small_wheels
 from kaggle_utils.datasets import dfdc
 from kaggle_utils.kaggle import paths, push
 
-LAYOUTS = ["{slug}", "competitions/{slug}", "datasets/alice/{slug}", "notebooks/alice/{slug}",
-           "models/alice/{slug}/keras/default/1"]
+LAYOUTS = [
+    "{slug}",
+    "competitions/{slug}",
+    "datasets/alice/{slug}",
+    "notebooks/alice/{slug}",
+    "models/alice/{slug}/keras/default/1",
+]
 
 
 @pytest.fixture
@@ -54,7 +61,9 @@ def test_on_kaggle_the_competition_is_the_data(attached, monkeypatch, tmp_path):
     assert not paths.quick()
 
 
-# -- the first cell, in a new environment that has Python and pip alone, like an image without mtcnn -------------
+# -- the first cell, in a new environment that has Python and pip alone, like an image without mtcnn
+# -------------
+
 
 @pytest.fixture(scope="module")
 def bare_python(tmp_path_factory):
@@ -69,8 +78,13 @@ def run_first_cell(python, folder, ending):
     cell = "\n".join(code[:2])  # find the package, prepare
     env = {name: value for name, value in os.environ.items() if not name.startswith(("PYTHONPATH", "PIP"))}
     (folder / "working").mkdir(exist_ok=True)
-    return subprocess.run([python, "-c", f"{cell}\n{ending}"], cwd=folder / "working", capture_output=True, text=True,
-                          env=env | {"DEEPFAKE_INPUT": str(folder / "input"), "PIP_DISABLE_PIP_VERSION_CHECK": "1"})
+    return subprocess.run(
+        [python, "-c", f"{cell}\n{ending}"],
+        cwd=folder / "working",
+        capture_output=True,
+        text=True,
+        env=env | {"DEEPFAKE_INPUT": str(folder / "input"), "PIP_DISABLE_PIP_VERSION_CHECK": "1"},
+    )
 
 
 @pytest.mark.parametrize("layout", [*LAYOUTS, "datasets/alice/{slug}/project"])

@@ -21,21 +21,34 @@ BORDERS = ["detected", "fallback", "REAL", "FAKE", "red", "detected", "FAKE"]
 
 def frames():
     sources = ["detected", "interpolated", "fallback"] * 4
-    return [{"time_s": i / 2, "track": i % 2, "box": [0, 0, 1, 1], "source": source,
-             "probability": None if source == "fallback" else i / 12} for i, source in enumerate(sources)]
+    return [
+        {
+            "time_s": i / 2,
+            "track": i % 2,
+            "box": [0, 0, 1, 1],
+            "source": source,
+            "probability": None if source == "fallback" else i / 12,
+        }
+        for i, source in enumerate(sources)
+    ]
 
 
 FIGURES = {
     "contact_sheet": lambda: plots.contact_sheet(PICTURES, list("abcdefg"), title="Faces", borders=BORDERS),
     "pair_strip": lambda: plots.pair_strip(PICTURES[:3], PICTURES[3:6], title="Pairs", difference=True),
     "boxes_on_images": lambda: plots.boxes_on_images(
-        PICTURES[:2], [np.array([[2, 3, 10, 12]]), np.empty((0, 4))],
-        landmarks=[np.ones((1, 5, 2)), np.empty((0, 5, 2))], title="Boxes"),
+        PICTURES[:2],
+        [np.array([[2, 3, 10, 12]]), np.empty((0, 4))],
+        landmarks=[np.ones((1, 5, 2)), np.empty((0, 5, 2))],
+        title="Boxes",
+    ),
     "shares": lambda: plots.shares(SHARES, "Shares"),
     "score_distribution": lambda: plots.score_distribution([0.1, 0.9, np.nan, 0.4], [0, 1, 1, np.nan]),
     "reliability": lambda: plots.reliability([0, 1, 1, 0], [0.2, 0.8, 1.0, 0.0]),
     "frame_scores": lambda: plots.frame_scores(frames(), clip_score=0.4),
-    "training_curves": lambda: plots.training_curves({"loss": [1, 0.5], "val_loss": [1, 0.7], "val_auc": [0.5, 0.8]}),
+    "training_curves": lambda: plots.training_curves(
+        {"loss": [1, 0.5], "val_loss": [1, 0.7], "val_auc": [0.5, 0.8]}
+    ),
     "spectrograms": lambda: plots.spectrograms([("REAL", *MEL), ("FAKE", *MEL)], "Log-mel"),
     "waveform": lambda: plots.waveform(RNG.integers(-3000, 3000, (800, 2), np.int16), 8000),
 }
@@ -50,8 +63,18 @@ def test_figure_is_complete_and_closed(name):
     assert pyplot.get_fignums() == []
 
 
-@pytest.mark.parametrize("name", ["shares", "score_distribution", "reliability", "frame_scores", "training_curves",
-                                  "spectrograms", "waveform"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "shares",
+        "score_distribution",
+        "reliability",
+        "frame_scores",
+        "training_curves",
+        "spectrograms",
+        "waveform",
+    ],
+)
 def test_diagram_names_its_axes(name):
     figure = FIGURES[name]()
     assert any(axis.get_xlabel() for axis in figure.axes)
@@ -59,7 +82,7 @@ def test_diagram_names_its_axes(name):
 
 
 def test_contact_sheet_explains_its_colours():
-    legend, = FIGURES["contact_sheet"]().legends
+    (legend,) = FIGURES["contact_sheet"]().legends
     assert [text.get_text() for text in legend.get_texts()] == ["REAL", "FAKE", "detected", "fallback"]
 
 

@@ -12,11 +12,18 @@ import pytest
 from conftest import ROOT
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md")),
-         *sorted((ROOT / "models").rglob("*.md"))]
-SHELL = [line.partition("  #")[0].strip().removeprefix("$ ")
-         for block in re.findall(r"```(?:sh|console)\n(.*?)```", README, re.DOTALL)
-         for line in block.splitlines() if ".venv/bin/" in line]
+PAGES = [
+    ROOT / "README.md",
+    ROOT / "CONTRIBUTING.md",
+    *sorted((ROOT / "docs").glob("*.md")),
+    *sorted((ROOT / "models").rglob("*.md")),
+]
+SHELL = [
+    line.partition("  #")[0].strip().removeprefix("$ ")
+    for block in re.findall(r"```(?:sh|console)\n(.*?)```", README, re.DOTALL)
+    for line in block.splitlines()
+    if ".venv/bin/" in line
+]
 
 
 @pytest.fixture(scope="module")
@@ -53,8 +60,12 @@ def test_commands_on_a_clip(folder, command):
 def test_push_is_staged(folder):
     (command,) = [line for line in SHELL if line.endswith(" push")]
     words = [sys.executable if word == ".venv/bin/python" else word for word in shlex.split(command)]
-    done = subprocess.run([*words, "--dry-run", "--no-data", "--build", folder / "build"], cwd=folder,
-                          capture_output=True, text=True)
+    done = subprocess.run(
+        [*words, "--dry-run", "--no-data", "--build", folder / "build"],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+    )
     assert done.returncode == 0 and "nothing was sent" in done.stdout, done.stderr
 
 
@@ -62,8 +73,11 @@ def test_the_example_in_python(folder, detector, monkeypatch):
     monkeypatch.chdir(folder)
     (example,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
     names = {}
-    exec(example.replace("Detector.load()", "detector").replace("from kaggle_utils import Detector", ""),
-         {"detector": detector}, names)
+    exec(
+        example.replace("Detector.load()", "detector").replace("from kaggle_utils import Detector", ""),
+        {"detector": detector},
+        names,
+    )
     assert 0 <= names["verdict"].probability <= 1
 
 

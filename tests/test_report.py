@@ -81,11 +81,17 @@ def test_two_people_have_two_curves_and_the_score_names_one(two_people):
     assert [person.name for person in found.people] == ["Person A", "Person B"]
     assert [person.decides for person in found.people].count(True) == 1
     deciding = next(person for person in found.people if person.decides)
-    assert deciding.probability == max(person.probability for person in found.people) > found.verdict.face  # the prior is shared
+    assert (
+        deciding.probability == max(person.probability for person in found.people) > found.verdict.face
+    )  # the prior is shared
     assert page.text.count("the clip’s score comes from this person") == 1
     assert f"{deciding.name}, the most suspicious of 2 people" in page.text
     labels = [svg["aria-label"] for svg in page.of("svg")]
-    assert [sum(name in label for label in labels) for name in ("Person A", "Person B", "of the voice")] == [1, 1, 1]
+    assert [sum(name in label for label in labels) for name in ("Person A", "Person B", "of the voice")] == [
+        1,
+        1,
+        1,
+    ]
     assert len(page.of("polyline")) >= 2
 
 
@@ -125,7 +131,9 @@ def test_page_says_what_it_was_made_with(two_people, detector):
 def test_gaps_of_a_curve_are_gaps(two_people):
     person = two_people.people[0]
     whole, points = report._curve(person, two_people)
-    gap = report.Person(**{**vars(person), "scores": np.where(np.arange(report.SAMPLED) == 12, np.nan, person.scores)})
+    gap = report.Person(
+        **{**vars(person), "scores": np.where(np.arange(report.SAMPLED) == 12, np.nan, person.scores)}
+    )
     lines, fewer = report._curve(gap, two_people)
     assert len(whole) == 1 and len(lines) == 2 and len(fewer) == len(points) - 1
 
@@ -157,8 +165,14 @@ def test_of_a_damaged_clip_nothing_is_claimed(miniature, detector, tmp_path):
 
 def test_zones():
     assert [report.zone_of(chance).name for chance in (0.99, 0.8, 0.79, 0.2, 0.19, 0.0, np.nan)] == [
-        "Likely fake", "Likely fake", "Uncertain", "Uncertain", "No sign found", "No sign found",
-        "Cannot tell: no face, no voice"]
+        "Likely fake",
+        "Likely fake",
+        "Uncertain",
+        "Uncertain",
+        "No sign found",
+        "No sign found",
+        "Cannot tell: no face, no voice",
+    ]
 
 
 def test_command_line_names_a_missing_clip(tmp_path, capsys):
@@ -174,8 +188,22 @@ CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", 
 def test_chromium_shows_it_and_complains_of_nothing(two_people, tmp_path, width):
     page, picture = tmp_path / "page.html", tmp_path / "page.png"
     page.write_text(report.page(two_people), encoding="utf-8")
-    done = subprocess.run([CHROMIUM, "--headless=new", "--no-sandbox", "--disable-gpu", "--enable-logging=stderr", "--v=0",
-                           f"--user-data-dir={tmp_path}/profile", f"--window-size={width},2000", f"--screenshot={picture}",
-                           page.as_uri()], capture_output=True, text=True, timeout=120)
+    done = subprocess.run(
+        [
+            CHROMIUM,
+            "--headless=new",
+            "--no-sandbox",
+            "--disable-gpu",
+            "--enable-logging=stderr",
+            "--v=0",
+            f"--user-data-dir={tmp_path}/profile",
+            f"--window-size={width},2000",
+            f"--screenshot={picture}",
+            page.as_uri(),
+        ],
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
     assert "CONSOLE" not in done.stderr
     assert picture.stat().st_size > 100_000

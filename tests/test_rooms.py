@@ -1,4 +1,5 @@
-"""The rooms of kaggle_utils: which may import which, how large they may grow, and a clip's way through them."""
+"""The rooms of kaggle_utils: which may import which, how large they may grow, and a clip's way through them.
+"""
 
 import ast
 from pathlib import Path
@@ -7,14 +8,23 @@ import pytest
 
 from conftest import ROOT
 
-# From the ground floor up. A room may import from its own floor only where the row says so, and never from above.
+# From the ground floor up. A room may import from its own floor only where the row says so, and never from
+# above.
 FLOORS = [
     ["metrics", "training", "kaggle.paths", "results"],
     ["blocks", "face.networks", "voice.networks", "fusion.networks", "storage"],
     ["media.files", "media.video", "media.isolation", "media.sound"],
     ["datasets.drawing", "datasets.babble", "datasets.miniature", "datasets.dfdc"],
-    ["face.detection", "face.likeness", "face.framing", "face.quality", "face.compression", "face.landmarks",
-     "face.augment", "face.data"],
+    [
+        "face.detection",
+        "face.likeness",
+        "face.framing",
+        "face.quality",
+        "face.compression",
+        "face.landmarks",
+        "face.augment",
+        "face.data",
+    ],
     ["voice.speech", "voice.signal", "voice.data"],
     ["fusion.rules"],
     ["extraction", "submission"],
@@ -28,7 +38,10 @@ LONGEST_FILE, WHOLE_MODULE, SERVING = 450, 7500, 4000  # lines
 
 def files() -> dict[str, Path]:
     package = ROOT / "kaggle_utils"
-    return {".".join(path.relative_to(package).with_suffix("").parts): path for path in sorted(package.rglob("*.py"))}
+    return {
+        ".".join(path.relative_to(package).with_suffix("").parts): path
+        for path in sorted(package.rglob("*.py"))
+    }
 
 
 def imported(room: str, source: str, late: bool = True) -> set[str]:
@@ -63,12 +76,23 @@ def test_every_file_has_its_room():
 
 
 def test_no_room_imports_a_higher_one():
-    found = {room: climbs(room, path.read_text(encoding="utf-8")) for room, path in files().items() if room in ORDER}
+    found = {
+        room: climbs(room, path.read_text(encoding="utf-8"))
+        for room, path in files().items()
+        if room in ORDER
+    }
     assert not {room: others for room, others in found.items() if others}
 
 
-@pytest.mark.parametrize("planted", ["from ..detector import Detector", "from .. import report", "from .data import x",
-                                     "def late():\n    from ..fusion import rules"])
+@pytest.mark.parametrize(
+    "planted",
+    [
+        "from ..detector import Detector",
+        "from .. import report",
+        "from .data import x",
+        "def late():\n    from ..fusion import rules",
+    ],
+)
 def test_a_planted_arrow_is_seen(planted):
     assert climbs("face.framing", planted)
 

@@ -18,8 +18,11 @@ def clips(tmp_path):
     return tmp_path
 
 
-@pytest.mark.parametrize("content", ["[]", "{", '{"a.mp4": 1}', '{"../a.mp4": {}}', "[" * 100_000, b"\xff\xfe"],
-                         ids=lambda content: str(content[:12]))
+@pytest.mark.parametrize(
+    "content",
+    ["[]", "{", '{"a.mp4": 1}', '{"../a.mp4": {}}', "[" * 100_000, b"\xff\xfe"],
+    ids=lambda content: str(content[:12]),
+)
 def test_a_foreign_metadata_file_only_costs_the_labels(clips, capsys, content):
     (clips / "metadata.json").write_bytes(content if isinstance(content, bytes) else content.encode())
     assert dfdc.clips_to_score(clips)["label"].isna().all()
@@ -42,7 +45,9 @@ def test_a_sample_submission_without_its_column_is_named(tmp_path):
     assert dfdc.clips_to_score(tmp_path)["filename"].tolist() == ["a.mp4"]
 
 
-@pytest.mark.parametrize("row", [{}, {"probability": 7}, {"probability": float("nan")}, {"probability": None}])
+@pytest.mark.parametrize(
+    "row", [{}, {"probability": 7}, {"probability": float("nan")}, {"probability": None}]
+)
 def test_a_journal_row_without_a_probability_is_not_finished(tmp_path, row):
     path = tmp_path / "journal"
     rows = [{"fingerprint": "x"}, {"filename": "a.mp4", **row}, {"filename": "b.mp4", "probability": 0.25}]
@@ -54,7 +59,7 @@ def test_a_journal_row_without_a_probability_is_not_finished(tmp_path, row):
 def test_labels_that_kaggle_does_not_read_are_no_numbers(tmp_path, label):
     path = tmp_path / "submission.csv"
     path.write_text(f"filename,label\na.mp4,{label}\n")
-    assert "labels that are no number" in submission.problems_of(path)[0]
+    assert "labels that are not numbers" in submission.problems_of(path)[0]
 
 
 @pytest.mark.parametrize("label", ["0", "1", "0.5", ".5", "1.", "1e-3", "5E-1"])

@@ -10,7 +10,9 @@ from kaggle_utils.submission import FRAME_LADDER, Journal, TimeGuard, problems_o
 @pytest.fixture
 def clips(tmp_path):
     names = ["a.mp4", "b,c.mp4", "영상.mp4", "d.mp4"]
-    return pd.DataFrame({"filename": names, "path": [tmp_path / name for name in names], "label": [0.0, 1.0, None, None]})
+    return pd.DataFrame(
+        {"filename": names, "path": [tmp_path / name for name in names], "label": [0.0, 1.0, None, None]}
+    )
 
 
 def unscored(name, reason):
@@ -73,7 +75,9 @@ def test_a_clip_that_was_replaced_under_its_name_is_scored_again(clips, tmp_path
 
     table = score_clips(clips, sees, tmp_path / "out.csv", unscored, "x", progress=False)
     assert seen == ["a.mp4"] and table["label"].tolist()[:2] == [0.9, 0.07] and "stamp" not in table
-    assert len(score_clips(clips, sees, tmp_path / "out.csv", unscored, "x", progress=False)) == 4 and seen == ["a.mp4"]
+    assert len(
+        score_clips(clips, sees, tmp_path / "out.csv", unscored, "x", progress=False)
+    ) == 4 and seen == ["a.mp4"]
 
 
 def test_a_journal_of_other_weights_is_not_continued(tmp_path):
@@ -106,24 +110,48 @@ def test_what_the_budget_leaves_out_keeps_the_prior(clips, tmp_path):
     assert (table["label"] == 0.3).all()
 
 
-# --- the check ------------------------------------------------------------------------------------------------------
-@pytest.mark.parametrize(("content", "found"), [
-    ("filename,label\na.mp4,0.5\nb.mp4,1\n", []),
-    ('filename,label\r\nb.mp4,0\r\n"a.mp4",1e-3\r\n', []),
-    ("", ["wrong header: expected 'filename,label', found ''"]),
-    ("\ufefffilename,label\na.mp4,0.5\nb.mp4,1\n", ["wrong header: expected 'filename,label', found '\\ufefffilename,label'"]),
-    ("a.mp4,0.5\nb.mp4,0.5\n", ["wrong header: expected 'filename,label', found 'a.mp4,0.5'"]),
-    (",filename,label\n0,a.mp4,0.5\n", ["wrong header: expected 'filename,label', found ',filename,label'"]),
-    ("filename,label\n", ["2 missing rows: a.mp4, b.mp4"]),
-    ("filename,label\na.mp4,0.5\n", ["1 missing rows: b.mp4"]),
-    ("filename,label\na.mp4,0.5\nb.mp4,0.5\nc.mp4,0.5\n", ["1 extra rows: c.mp4"]),
-    ("filename,label\na.mp4,0.5\nb.mp4,0.5\na.mp4,0.6\n", ["1 duplicate rows: a.mp4"]),
-    ("filename,label\na.mp4,1.01\nb.mp4,-0.1\n", ["2 labels that are no number in [0, 1]: row 2: '1.01', row 3: '-0.1'"]),
-    ("filename,label\na.mp4,NaN\nb.mp4,\n", ["2 labels that are no number in [0, 1]: row 2: 'NaN', row 3: ''"]),
-    ("filename,label\na.mp4,inf\nb.mp4,FAKE\n", ["2 labels that are no number in [0, 1]: row 2: 'inf', row 3: 'FAKE'"]),
-    ("filename,label\na.mp4,0.5,1\n\nb.mp4,1\n",
-     ["2 rows that do not have two fields: row 2: ['a.mp4', '0.5', '1'], row 3: []", "1 missing rows: a.mp4"]),
-])
+# --- the check
+# ------------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize(
+    ("content", "found"),
+    [
+        ("filename,label\na.mp4,0.5\nb.mp4,1\n", []),
+        ('filename,label\r\nb.mp4,0\r\n"a.mp4",1e-3\r\n', []),
+        ("", ["wrong header: expected 'filename,label', found ''"]),
+        (
+            "\ufefffilename,label\na.mp4,0.5\nb.mp4,1\n",
+            ["wrong header: expected 'filename,label', found '\\ufefffilename,label'"],
+        ),
+        ("a.mp4,0.5\nb.mp4,0.5\n", ["wrong header: expected 'filename,label', found 'a.mp4,0.5'"]),
+        (
+            ",filename,label\n0,a.mp4,0.5\n",
+            ["wrong header: expected 'filename,label', found ',filename,label'"],
+        ),
+        ("filename,label\n", ["2 missing rows: a.mp4, b.mp4"]),
+        ("filename,label\na.mp4,0.5\n", ["1 missing rows: b.mp4"]),
+        ("filename,label\na.mp4,0.5\nb.mp4,0.5\nc.mp4,0.5\n", ["1 extra rows: c.mp4"]),
+        ("filename,label\na.mp4,0.5\nb.mp4,0.5\na.mp4,0.6\n", ["1 duplicate rows: a.mp4"]),
+        (
+            "filename,label\na.mp4,1.01\nb.mp4,-0.1\n",
+            ["2 labels that are not numbers in [0, 1]: row 2: '1.01', row 3: '-0.1'"],
+        ),
+        (
+            "filename,label\na.mp4,NaN\nb.mp4,\n",
+            ["2 labels that are not numbers in [0, 1]: row 2: 'NaN', row 3: ''"],
+        ),
+        (
+            "filename,label\na.mp4,inf\nb.mp4,FAKE\n",
+            ["2 labels that are not numbers in [0, 1]: row 2: 'inf', row 3: 'FAKE'"],
+        ),
+        (
+            "filename,label\na.mp4,0.5,1\n\nb.mp4,1\n",
+            [
+                "2 rows that do not have two fields: row 2: ['a.mp4', '0.5', '1'], row 3: []",
+                "1 missing rows: a.mp4",
+            ],
+        ),
+    ],
+)
 def test_the_check_finds_what_kaggle_would_refuse(tmp_path, content, found):
     (tmp_path / "s.csv").write_bytes(content.encode())
     assert problems_of(tmp_path / "s.csv", ["a.mp4", "b.mp4"]) == found
@@ -142,13 +170,20 @@ def test_what_was_written_passes_the_check(clips, tmp_path, capsys, miniature):
     assert main(["check", str(tmp_path / "out.csv")]) == 0
     assert capsys.readouterr().out == f"{tmp_path / 'out.csv'}: valid, names not checked (no --data)\n"
     assert main(["check", str(miniature / "sample_submission.csv"), "--data", str(miniature)]) == 0
-    assert capsys.readouterr().out == f"{miniature / 'sample_submission.csv'}: valid, one row per clip of {miniature}\n"
+    assert (
+        capsys.readouterr().out
+        == f"{miniature / 'sample_submission.csv'}: valid, one row per clip of {miniature}\n"
+    )
 
 
 def test_the_check_fails_by_its_exit_code(clips, tmp_path, capsys, miniature):
     score_clips(clips, stub, tmp_path / "out.csv", unscored, "x", progress=False)
     assert main(["check", str(tmp_path / "out.csv"), "--data", str(miniature)]) == 1
     message = capsys.readouterr().err
-    assert message.startswith("error:") and "8 missing rows" in message and "4 extra rows: a.mp4, b,c.mp4" in message
+    assert (
+        message.startswith("error:")
+        and "8 missing rows" in message
+        and "4 extra rows: a.mp4, b,c.mp4" in message
+    )
     assert main(["check", str(tmp_path / "none.csv")]) == 1
     assert "none.csv" in capsys.readouterr().err

@@ -12,7 +12,9 @@ SMALL = {"width": 8, "latent": 4}
 @pytest.mark.parametrize("name", twins.DESIGNS)
 def test_every_design_keeps_the_size(name):
     design = twins.DESIGNS[name]
-    network = twins.autoencoder(twins.Design(design.decoder, design.halvings, bottleneck=design.bottleneck, **SMALL))
+    network = twins.autoencoder(
+        twins.Design(design.decoder, design.halvings, bottleneck=design.bottleneck, **SMALL)
+    )
     pictures = np.random.default_rng(0).uniform(0, 255, (2, 32, 32, 3)).astype("float32")
     assert np.asarray(network(pictures)).shape == pictures.shape
 
@@ -22,7 +24,9 @@ def test_an_autoencoder_learns_with_its_adversary(monkeypatch):
     monkeypatch.setattr(twins, "SIDES", (32,))
     ramp = np.linspace(40, 200, 32)[:, None, None] * np.ones((32, 32, 3))
     faces = np.stack([np.roll(ramp, shift, axis=0) for shift in range(8)]).astype(np.uint8)
-    network = twins.train_autoencoder(twins.Design("nearest", 2, adversary=0.02, **SMALL), faces, steps=40, batch=4, workers=1)
+    network = twins.train_autoencoder(
+        twins.Design("nearest", 2, adversary=0.02, **SMALL), faces, steps=40, batch=4, workers=1
+    )
     made = twins.make_twins(faces, [network], batch=4, threads=2)
     assert made.shape == faces.shape and made.dtype == np.uint8
     assert np.abs(made.astype(float) - faces).mean() < 40

@@ -16,7 +16,9 @@ from kaggle_utils.media import files, video
 from kaggle_utils.media.video import UnreadableClip, evenly_spread, iter_frames, probe, read_frames
 
 CORNERS = {"red": (255, 0, 0), "lime": (0, 255, 0), "blue": (0, 0, 255), "white": (255, 255, 255)}
-COUNTER = "geq=lum='16+8*N+8*random(1)-4':cb=128:cr=128"  # frame n has the mean 16 + 8 n; noise gives it some bytes
+COUNTER = (
+    "geq=lum='16+8*N+8*random(1)-4':cb=128:cr=128"  # frame n has the mean 16 + 8 n; noise gives it some bytes
+)
 
 
 def generate(path: Path, source: str, *options: object) -> Path:
@@ -37,7 +39,9 @@ def folder(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def counter(folder) -> Path:
-    """24 frames at 12 frames a second, 48 × 32 pixels, each with its number as grey level; the index comes first."""
+    """24 frames at 12 frames a second, 48 × 32 pixels, each with its number as grey level; the index comes
+    first.
+    """
     source = f"nullsrc=s=48x32:r=12:d=2,format=yuv420p,{COUNTER}"
     return generate(folder / "counter.mp4", source, "-crf", 8, "-g", 4, "-movflags", "+faststart")
 
@@ -45,8 +49,10 @@ def counter(folder) -> Path:
 @pytest.fixture(scope="module")
 def corners(folder) -> Path:
     """Red, lime above blue, white; 64 × 32 pixels."""
-    boxes = ",".join(f"drawbox={x}:{y}:32:16:{colour}:fill"
-                     for colour, (x, y) in zip(CORNERS, ((0, 0), (32, 0), (0, 16), (32, 16)), strict=True))
+    boxes = ",".join(
+        f"drawbox={x}:{y}:32:16:{colour}:fill"
+        for colour, (x, y) in zip(CORNERS, ((0, 0), (32, 0), (0, 16), (32, 16)), strict=True)
+    )
     return generate(folder / "corners.mp4", f"color=black:s=64x32:r=5:d=1,{boxes}", "-crf", 1)
 
 
@@ -54,8 +60,10 @@ def colours_at_corners(image: np.ndarray) -> list[str]:
     """The colour names at the middles of the four quarters, in reading order."""
     height, width = image.shape[:2]
     points = [image[y, x] for y in (height // 4, 3 * height // 4) for x in (width // 4, 3 * width // 4)]
-    return [min(CORNERS, key=lambda name: np.abs(np.subtract(CORNERS[name], point.astype(int))).sum())
-            for point in points]
+    return [
+        min(CORNERS, key=lambda name: np.abs(np.subtract(CORNERS[name], point.astype(int))).sum())
+        for point in points
+    ]
 
 
 def test_frames_are_the_middles_of_equal_parts(counter):
@@ -74,7 +82,9 @@ def test_header(counter):
     assert read_frames(counter, 3).info == info
 
 
-@pytest.mark.parametrize("frame_count, count", [(300, 10), (24, 10), (10, 10), (11, 10), (3, 10), (1, 1), (0, 5)])
+@pytest.mark.parametrize(
+    "frame_count, count", [(300, 10), (24, 10), (10, 10), (11, 10), (3, 10), (1, 1), (0, 5)]
+)
 def test_spread_is_even_and_distinct(frame_count, count):
     wanted = evenly_spread(frame_count, count)
     assert len(wanted) == len(set(wanted)) == min(frame_count, count)
@@ -117,11 +127,14 @@ def test_colours_are_rgb(corners):
     assert colours_at_corners(read_frames(corners, 1).images[0]) == ["red", "lime", "blue", "white"]
 
 
-@pytest.mark.parametrize("counterclockwise, expected", [
-    (90, ["lime", "white", "red", "blue"]),
-    (180, ["white", "blue", "lime", "red"]),
-    (270, ["blue", "red", "white", "lime"]),
-])
+@pytest.mark.parametrize(
+    "counterclockwise, expected",
+    [
+        (90, ["lime", "white", "red", "blue"]),
+        (180, ["white", "blue", "lime", "red"]),
+        (270, ["blue", "red", "white", "lime"]),
+    ],
+)
 def test_rotation_flag_is_honoured(corners, folder, counterclockwise, expected):
     turned = folder / f"turned{counterclockwise}.mp4"
     ffmpeg("-display_rotation", counterclockwise, "-i", corners, "-c", "copy", turned)
@@ -136,19 +149,26 @@ def test_rotation_flag_is_honoured(corners, folder, counterclockwise, expected):
     assert colours_at_corners(cv2.imread(str(turned.with_suffix(".png")))[..., ::-1]) == expected
 
 
-@pytest.mark.parametrize("name, options", [
-    ("grey.mp4", ["-pix_fmt", "gray"]),
-    ("ten_bits.mp4", ["-pix_fmt", "yuv420p10le"]),
-    ("full_chroma.mp4", ["-pix_fmt", "yuv444p"]),
-    ("alpha.mov", ["-c:v", "qtrle", "-pix_fmt", "argb"]),
-    ("grey.mkv", ["-c:v", "ffv1", "-pix_fmt", "gray"]),
-    ("alpha.webm", ["-c:v", "libvpx-vp9", "-pix_fmt", "yuva420p"]),
-    ("hevc.mp4", ["-c:v", "libx265", "-x265-params", "log-level=none"]),
-    ("mpeg4.avi", ["-c:v", "mpeg4"]),
-    ("old.mpg", ["-c:v", "mpeg1video", "-r", 25]),
-    pytest.param("stream.ts", [], marks=pytest.mark.skipif(OLD_FFMPEG, reason="this ffmpeg dies at transport streams")),
-    ("eight.mp4", ["-s", "8x8"]),
-])
+@pytest.mark.parametrize(
+    "name, options",
+    [
+        ("grey.mp4", ["-pix_fmt", "gray"]),
+        ("ten_bits.mp4", ["-pix_fmt", "yuv420p10le"]),
+        ("full_chroma.mp4", ["-pix_fmt", "yuv444p"]),
+        ("alpha.mov", ["-c:v", "qtrle", "-pix_fmt", "argb"]),
+        ("grey.mkv", ["-c:v", "ffv1", "-pix_fmt", "gray"]),
+        ("alpha.webm", ["-c:v", "libvpx-vp9", "-pix_fmt", "yuva420p"]),
+        ("hevc.mp4", ["-c:v", "libx265", "-x265-params", "log-level=none"]),
+        ("mpeg4.avi", ["-c:v", "mpeg4"]),
+        ("old.mpg", ["-c:v", "mpeg1video", "-r", 25]),
+        pytest.param(
+            "stream.ts",
+            [],
+            marks=pytest.mark.skipif(OLD_FFMPEG, reason="this ffmpeg dies at transport streams"),
+        ),
+        ("eight.mp4", ["-s", "8x8"]),
+    ],
+)
 def test_any_pixel_format_gives_three_channels(folder, name, options):
     path = generate(folder / name, "testsrc=s=32x32:r=10:d=0.5", *options)
     frames = read_frames(path, 3)
@@ -163,13 +183,20 @@ def test_variable_frame_rate_keeps_the_time_stamps(counter, folder):
     np.testing.assert_allclose(frames.times_s, np.array([0, 1, 2, 3, 4, 5, 12, 23]) / 12, atol=2e-3)
 
 
-@pytest.mark.parametrize("name, options", [
-    ("fields.mp4", ["-flags", "+ildct+ilme", "-x264opts", "tff=1"]),
-    ("fields.avi", ["-s", "720x576", "-c:v", "dvvideo", "-flags", "+ildct"]),
-    # no key frames where the noise looks like a cut: ffmpeg's muxer stamps the frame after one a step too late
-    ("fields.mpg", ["-c:v", "mpeg2video", "-flags", "+ildct+ilme", "-q:v", 2, "-sc_threshold", 1_000_000_000]),
-    ("av1.mp4", ["-c:v", "libaom-av1", "-cpu-used", 8, "-crf", 40]),
-])
+@pytest.mark.parametrize(
+    "name, options",
+    [
+        ("fields.mp4", ["-flags", "+ildct+ilme", "-x264opts", "tff=1"]),
+        ("fields.avi", ["-s", "720x576", "-c:v", "dvvideo", "-flags", "+ildct"]),
+        # no key frames where the noise looks like a cut: ffmpeg's muxer stamps the frame after one a step too
+        # late
+        (
+            "fields.mpg",
+            ["-c:v", "mpeg2video", "-flags", "+ildct+ilme", "-q:v", 2, "-sc_threshold", 1_000_000_000],
+        ),
+        ("av1.mp4", ["-c:v", "libaom-av1", "-cpu-used", 8, "-crf", 40]),
+    ],
+)
 def test_what_opencv_cannot_show_is_read_through_a_copy(folder, name, options):
     path = generate(folder / name, f"nullsrc=s=64x48:r=25:d=0.96,format=yuv420p,{COUNTER}", *options)
     frames = read_frames(path, 6)
@@ -178,12 +205,14 @@ def test_what_opencv_cannot_show_is_read_through_a_copy(folder, name, options):
     assert frames.info.frame_count == 24
 
 
-# --- damage -----------------------------------------------------------------------------------------------------------
+# --- damage
+# -----------------------------------------------------------------------------------------------------------
+
 
 def test_truncated_clip_is_read_from_what_decodes(counter, folder):
     cut = folder / "truncated.mp4"
     whole = counter.read_bytes()
-    cut.write_bytes(whole[:len(whole) - (len(whole) - whole.index(b"mdat")) // 2])
+    cut.write_bytes(whole[: len(whole) - (len(whole) - whole.index(b"mdat")) // 2])
     frames = read_frames(cut, 4)
     decoded = frames.info.frame_count
     assert 8 <= decoded <= 16 and len(frames.images) == 4
@@ -197,7 +226,7 @@ def test_header_that_lies_about_the_number_of_frames(counter, folder, claimed):
     ffmpeg("-i", counter, "-c:v", "mjpeg", "-q:v", 1, path)
     content = bytearray(path.read_bytes())
     length = content.index(b"strh") + 8 + 32  # AVISTREAMHEADER.dwLength
-    content[length:length + 4] = claimed.to_bytes(4, "little")
+    content[length : length + 4] = claimed.to_bytes(4, "little")
     path.write_bytes(content)
     frames = read_frames(path, 6)
     assert [index_of(image) for image in frames.images] == [2, 6, 10, 14, 18, 22]
@@ -207,8 +236,10 @@ def test_header_that_lies_about_the_number_of_frames(counter, folder, claimed):
 
 
 @pytest.mark.skipif(os.name != "posix", reason="stands a shell script in for ffmpeg")
-@pytest.mark.parametrize("does, reason", [("kill -SEGV $$", "ffmpeg crashed (signal 11)"),
-                                          ("exec sleep 60", "ffmpeg did not finish in 1 s")])
+@pytest.mark.parametrize(
+    "does, reason",
+    [("kill -SEGV $$", "ffmpeg crashed (signal 11)"), ("exec sleep 60", "ffmpeg did not finish in 1 s")],
+)
 def test_ffmpeg_that_crashes_or_hangs_is_a_reason(counter, tmp_path, monkeypatch, does, reason):
     (tmp_path / "ffmpeg").write_text(f"#!/bin/sh\n{does}\n")
     (tmp_path / "ffmpeg").chmod(0o755)
@@ -226,7 +257,7 @@ def unreadable_by(read) -> str:
 def test_damage_in_the_middle_is_survived(counter, folder):
     content = bytearray(counter.read_bytes())
     start = content.index(b"mdat") + (len(content) - content.index(b"mdat")) // 2
-    content[start:start + 60] = bytes(60)
+    content[start : start + 60] = bytes(60)
     path = folder / "scratched.mp4"
     path.write_bytes(content)
     assert len(read_frames(path, 10).images) == 10
@@ -258,7 +289,7 @@ def test_what_is_no_clip_says_why(counter, folder):
 def test_index_at_the_end_that_was_cut_off(corners, folder):
     content = corners.read_bytes()  # written without faststart: the index is the last box
     path = folder / "no_index.mp4"
-    path.write_bytes(content[:content.index(b"moov") - 4])
+    path.write_bytes(content[: content.index(b"moov") - 4])
     assert unreadable(path).startswith("cut before its index")
 
 
@@ -298,9 +329,11 @@ def test_symbolic_link_is_followed(counter, folder):
 @pytest.mark.parametrize("kind", ["m3u8", "ffconcat", "ffconcat behind a space"])
 def test_playlist_named_mp4_is_refused(counter, folder, kind, where):
     target = counter if where == "absolute" else counter.name
-    text = {"m3u8": f"#EXTM3U\n#EXT-X-TARGETDURATION:2\n#EXTINF:2,\n{target}\n#EXT-X-ENDLIST\n",
-            "ffconcat": f"ffconcat version 1.0\nfile {target}\n",
-            "ffconcat behind a space": f" \nffconcat version 1.0\nfile {target}\n"}[kind]
+    text = {
+        "m3u8": f"#EXTM3U\n#EXT-X-TARGETDURATION:2\n#EXTINF:2,\n{target}\n#EXT-X-ENDLIST\n",
+        "ffconcat": f"ffconcat version 1.0\nfile {target}\n",
+        "ffconcat behind a space": f" \nffconcat version 1.0\nfile {target}\n",
+    }[kind]
     path = folder / f"{kind}_{where}.mp4"
     path.write_text(text)
     assert unreadable(path).startswith("not a video")
@@ -335,9 +368,13 @@ def test_time_stamps_that_stand_still_are_replaced(counter, monkeypatch):
 
 def test_nothing_is_printed_for_a_broken_clip(folder):
     (folder / "broken.mp4").write_bytes(b"\0\0\0\x18ftypisom" + bytes(200))
-    script = ("from kaggle_utils.media.video import probe, UnreadableClip\nimport sys\n"
-              "try: probe(sys.argv[1])\nexcept UnreadableClip as error: print(error.reason)")
-    done = subprocess.run([sys.executable, "-c", script, folder / "broken.mp4"], capture_output=True, text=True)
+    script = (
+        "from kaggle_utils.media.video import probe, UnreadableClip\nimport sys\n"
+        "try: probe(sys.argv[1])\nexcept UnreadableClip as error: print(error.reason)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script, folder / "broken.mp4"], capture_output=True, text=True
+    )
     assert (done.stdout.startswith("cut before its index"), done.stderr) == (True, "")
 
 

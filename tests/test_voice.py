@@ -32,7 +32,18 @@ def clips(tmp_path_factory):
     stereo = np.stack([0.5 * chirp(times), 0.25 * np.sin(2 * np.pi * 7000 * times)], axis=1)
     wavfile.write(folder / "sound.wav", RATE, (stereo * 32767).astype(np.int16))
     picture = ("-f", "lavfi", "-i", f"color=c=gray:s=64x64:r=10:d={SECONDS}")
-    ffmpeg(*picture, "-i", folder / "sound.wav", "-c:v", "libx264", "-c:a", "aac", "-b:a", "192k", folder / "sound.mp4")
+    ffmpeg(
+        *picture,
+        "-i",
+        folder / "sound.wav",
+        "-c:v",
+        "libx264",
+        "-c:a",
+        "aac",
+        "-b:a",
+        "192k",
+        folder / "sound.mp4",
+    )
     ffmpeg(*picture, "-c:v", "libx264", folder / "mute.mp4")
     return folder
 
@@ -63,7 +74,9 @@ def test_chirp_is_read_at_its_frequency_in_every_quarter(clips, rate):
 
 def test_what_lies_above_the_new_band_vanishes_and_does_not_fold_back(clips):
     right = 0.125  # amplitude of the 7 kHz tone after mixing to one channel
-    assert level_at(sound.read_voice(clips / "sound.mp4", 16000), 16000, 7000) == pytest.approx(right, rel=0.1)
+    assert level_at(sound.read_voice(clips / "sound.mp4", 16000), 16000, 7000) == pytest.approx(
+        right, rel=0.1
+    )
     times = np.arange(2 * RATE) / RATE
     tone = voice_signal.to_mono(0.5 * np.sin(2 * np.pi * 7000 * times), RATE, 8000)
     assert level_at(tone, 8000, 1000) < 1e-3  # 8 − 7 kHz
@@ -74,7 +87,9 @@ def test_reference_voice_is_the_left_channel_padded_with_zeros(clips):
     assert samples.shape == (30000, 1) and samples.dtype == np.float32
     left = 0.5 * chirp(np.arange(SECONDS * 8000) / 8000)
     assert np.corrcoef(samples[2000:22000, 0], left[2000:22000])[0, 1] > 0.99
-    assert np.std(samples[2000:22000]) == pytest.approx(0.5 / np.sqrt(2), rel=0.02)  # AAC overshoots the peak at its edges
+    assert np.std(samples[2000:22000]) == pytest.approx(
+        0.5 / np.sqrt(2), rel=0.02
+    )  # AAC overshoots the peak at its edges
     assert not samples[int((SECONDS + 0.1) * 8000) :].any()
 
 
@@ -87,9 +102,17 @@ def test_no_sound_track_is_none(clips):
     assert sound.read_reference_voice(clips / "mute.mp4") is None
 
 
-@pytest.mark.parametrize("content", [b"", b"not a clip", b"#EXTM3U\n#EXTINF:3,\nsound.mp4\n",
-                                     b"ffconcat version 1.0\nfile sound.mp4",
-                                     b"\0\0\0\x18ftypmp42" + bytes(300)], ids=["empty", "text", "playlist", "concat", "no index"])
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"not a clip",
+        b"#EXTM3U\n#EXTINF:3,\nsound.mp4\n",
+        b"ffconcat version 1.0\nfile sound.mp4",
+        b"\0\0\0\x18ftypmp42" + bytes(300),
+    ],
+    ids=["empty", "text", "playlist", "concat", "no index"],
+)
 def test_what_is_no_clip_is_refused_by_name(clips, content):
     path = clips / "broken.mp4"
     path.write_bytes(content)
@@ -115,9 +138,15 @@ def test_to_mono_takes_every_type_and_number_of_channels(kind, channels):
     assert np.abs(mono - expected)[200:-200].max() < 0.02
 
 
-@pytest.mark.parametrize(("samples", "message"), [
-    (np.zeros((2, 9)), "shape"), (np.zeros((2, 2, 2)), "shape"), (np.array([0.0, np.nan]), "NaN"), (np.array(["a"]), "type"),
-])
+@pytest.mark.parametrize(
+    ("samples", "message"),
+    [
+        (np.zeros((2, 9)), "shape"),
+        (np.zeros((2, 2, 2)), "shape"),
+        (np.array([0.0, np.nan]), "NaN"),
+        (np.array(["a"]), "type"),
+    ],
+)
 def test_to_mono_refuses_what_is_no_sound(samples, message):
     with pytest.raises(ValueError, match=message):
         voice_signal.to_mono(samples, 8000)

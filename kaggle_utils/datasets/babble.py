@@ -30,12 +30,11 @@ def speak(person: Person, seconds: float, rng: np.random.Generator) -> tuple[np.
         now = slice(start, start + length)
         samples[now] += voiced / np.abs(voiced).max() * rng.uniform(0.5, 1)
         opening[now] = np.maximum(opening[now], window * vowel[0] / (730 * person.tract))
-        if rng.random() < 0.4:
+        if rng.random() < 0.8:
             noise = rng.normal(size=length // 3)
             hiss = _formants(noise, (rng.uniform(3000, 5500),)) * np.hanning(length // 3)
             samples[start:start + length // 3] += 0.15 * hiss / np.abs(hiss).max()
         start += int(0.85 * length) + int((rng.random() < 0.2) * rng.uniform(0.08, 0.2) * SOUND_RATE)
-    samples = np.diff(samples, prepend=0) + 0.2 * samples  # brighter: what a speech detector takes for speech
     return 0.6 * samples / np.abs(samples).max(), opening
 
 

@@ -108,7 +108,7 @@ def plan(seed: int) -> list[Clip]:
         clip("test_videos"),
         clip("test_videos", 2, size=(360, 640), turned=True),
         clip("test_videos", 4, 3, fake_face=1),
-        clip("test_videos", 5, seconds=2.0),
+        clip("test_videos", 5, seconds=1.6),
     ]
     return originals + fakes + tests
 

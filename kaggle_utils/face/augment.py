@@ -1,11 +1,12 @@
-"""Augmentation of face crops and self-blended fakes, in ``keras.ops``, so that it runs inside the jitted train step.
+"""Augment face crops and make self-blended fakes, with ``keras.ops``, inside the compiled training step.
 
-Images are float32 RGB (N, S, S, 3) in 0–255, masks float32 (N, S, S, 1) in 0–1, landmarks (N, 81, 2) in pixels
-(x, y). Linear work along the rows and columns of an image (blur, down-scaling) is a product with one S × S matrix
-for each image, which lets every image of a batch have a strength of its own.
+Images are float32 RGB (N, S, S, 3) in 0–255, masks float32 (N, S, S, 1) in 0–1, and landmarks (N, 81, 2) in
+pixels (x, y). Blur and down-scaling are linear along the rows and columns of an image. Each is a product with
+one S × S matrix per image, and therefore each image of a batch can have its own strength.
 
-Self-blended images follow Shiohara and Yamasaki, "Detecting Deepfakes with Self-Blended Images" (CVPR 2022): a fake
-is a real face blended with a slightly altered copy of itself. The masks are drawn on the host (:func:`face_mask`).
+Self-blended images follow Shiohara and Yamasaki, "Detecting Deepfakes with Self-Blended Images" (CVPR 2022):
+a fake is a real face blended with a slightly altered copy of itself. The host draws the masks
+(:func:`landmarks.face_mask`).
 """
 
 import keras
@@ -19,7 +20,7 @@ CHROMINANCE_TABLE[:4, :4] = [[17, 18, 24, 47], [18, 21, 26, 66], [24, 26, 56, 99
 
 
 class Draws:
-    """Random numbers for a batch, one for each image, shaped (N, 1, 1, 1) so that they multiply images."""
+    """Random numbers for a batch: one per image, of shape (N, 1, 1, 1), to multiply with images."""
 
     def __init__(self, count, seed: keras.random.SeedGenerator):
         self.count, self.seed = count, seed
@@ -39,7 +40,7 @@ class Draws:
         return keras.random.normal((self.count, size, size, channels), dtype="float32", seed=self.seed)
 
 
-# --- sampling -------------------------------------------------------------------------------------------------------
+# --- sampling -----------------------------------------------------------------------------------------------
 def pixel_grid(size: int):
     """Pixel centres as two (1, size, size, 1) grids, x then y."""
     steps = ops.arange(size, dtype="float32")
@@ -48,12 +49,12 @@ def pixel_grid(size: int):
 
 
 def affine_grid(size: int, out_size: int, angle=0.0, zoom=1.0, shift_x=0.0, shift_y=0.0, flip=0.0):
-    """Where each output pixel looks in the input, for rotation and zoom about the centre.
+    """Input coordinates of each output pixel, for rotation and zoom about the centre.
 
     Args:
         size, out_size: sides of input and output in pixels.
-        angle: radians. zoom: above 1 enlarges the face. shift_x, shift_y: share of the side.
-        flip: 1.0 mirrors left and right. All broadcast to (N, 1, 1, 1).
+        angle: radians. zoom: above 1 enlarges the face. shift_x, shift_y: fraction of the side.
+        flip: 1.0 mirrors left and right. These five broadcast to (N, 1, 1, 1).
 
     Returns:
         x and y, each (N, out_size, out_size, 1), in input pixels.
@@ -68,7 +69,7 @@ def affine_grid(size: int, out_size: int, angle=0.0, zoom=1.0, shift_x=0.0, shif
 
 
 def sample(images, x, y):
-    """Bilinear samples of ``images`` (N, S, S, C) at ``x``, ``y`` (N, T, T, 1) pixels; the border is repeated."""
+    """Sample ``images`` (N, S, S, C) bilinearly at pixels ``x``, ``y`` (N, T, T, 1); repeat the border."""
     count, size, channels = ops.shape(images)[0], images.shape[1], images.shape[-1]
     x, y = ops.clip(x, 0.0, size - 1.0), ops.clip(y, 0.0, size - 1.0)
     left, top = ops.floor(x), ops.floor(y)
@@ -86,7 +87,7 @@ def sample(images, x, y):
     return above * (1 - bottom_share) + below * bottom_share
 
 
-# --- linear work along rows and columns -----------------------------------------------------------------------------
+# --- linear operations along rows and columns ---------------------------------------------------------------
 def _distance(size: int):
     steps = ops.arange(size, dtype="float32")
     return ops.abs(steps[None, :, None] - steps[None, None, :])
@@ -97,18 +98,21 @@ def _normalised(matrix):
 
 
 def gaussian_matrix(size: int, sigma, radius):
-    """Gaussian blur of kernel 2 · radius + 1 as matrices (N, size, size); arguments (N, 1, 1, 1) or (N, 1, 1)."""
+    """Gaussian blur as matrices (N, size, size).
+
+    The kernel has 2 · ``radius`` + 1 pixels. ``sigma`` and ``radius`` are (N, 1, 1, 1) or (N, 1, 1).
+    """
     sigma, radius = ops.reshape(sigma, (-1, 1, 1)), ops.reshape(radius, (-1, 1, 1))
     distance = _distance(size)
     return _normalised(ops.exp(-0.5 * ops.square(distance / sigma)) * ops.cast(distance <= radius, "float32"))
 
 
 def rescaling_matrix(size: int, factor):
-    """Down-scaling by ``factor`` >= 1 with a triangle filter, then linear up-scaling, as matrices (N, size, size)."""
+    """Down-scaling by ``factor`` >= 1 (triangle filter), then linear up-scaling: matrices (N, size, size)."""
     factor = ops.reshape(factor, (-1, 1, 1))
     small = ops.arange(size, dtype="float32")[None, :, None] + 0.5
     full = ops.arange(size, dtype="float32")[None, None, :] + 0.5
-    kept = ops.cast(small * factor < size, "float32")  # rows beyond the small image hold nothing
+    kept = ops.cast(small * factor < size, "float32")  # rows beyond the small image are zero
     down = ops.relu(1 - ops.abs(small * factor - full) / factor) * kept
     down = down / ops.maximum(ops.sum(down, axis=-1, keepdims=True), 1e-6)
     up = ops.relu(1 - ops.abs(full / factor - small)) * kept
@@ -126,13 +130,15 @@ def along_rows_and_columns(images, matrix):
     return ops.transpose(images, (0, 2, 1, 3))
 
 
-# --- self-blended images --------------------------------------------------------------------------------------------
+# --- self-blended images ------------------------------------------------------------------------------------
 def erode(mask, radius):
-    """Keep the pixels whose whole (2 · radius + 1)² neighbourhood is full: what is left at 1 after a blur of a
-    **float** mask. (On a uint8 mask the blur rounds back to 0 and 1 and nothing is eroded.)
+    """Keep the pixels whose whole (2 · radius + 1)² neighbourhood is full.
+
+    These pixels stay at 1 when a **float** mask is blurred. On a uint8 mask, the blur rounds back to 0 and 1
+    and erodes nothing.
 
     Args:
-        mask: (N, S, S, 1), 0–1; full means 1 within 0.1 %.
+        mask: (N, S, S, 1), 0–1; a pixel is full from 0.999.
         radius: (N, 1, 1, 1).
 
     Returns:
@@ -145,14 +151,18 @@ def erode(mask, radius):
 
 
 def soften(mask, first_radius, second_radius, sigma):
-    """Erode by the first kernel, blur by the second; the maximum is brought back to 1 (float masks throughout)."""
+    """Erode with the first radius, blur with the second, and scale the maximum back to 1 (float masks)."""
     core = erode(mask, first_radius)
     soft = along_rows_and_columns(core, gaussian_matrix(mask.shape[1], sigma, second_radius))
     return soft / ops.maximum(ops.max(soft, axis=(1, 2, 3), keepdims=True), 1e-3)
 
 
 def inner_window(size: int, untouched: float, ramp):
-    """0 in the outer ``untouched`` share of the side, rising to 1 over ``ramp`` (N, 1, 1, 1) more of it."""
+    """A window that is 0 near the edges and 1 inside.
+
+    It is 0 over the outer fraction ``untouched`` of the side and rises to 1 over the next fraction ``ramp``
+    (N, 1, 1, 1).
+    """
     steps = (ops.arange(size, dtype="float32") + 0.5) / size
     edge = ops.minimum(steps, 1 - steps)
     x, y = edge[None, None, :, None], edge[None, :, None, None]
@@ -161,7 +171,7 @@ def inner_window(size: int, untouched: float, ramp):
 
 
 def colour_shift(images, draw: Draws, strength: float = 1.0):
-    """The source transform: RGB shift (in 3 of 10), brightness and contrast, and then down-scaling or sharpening."""
+    """The source transform: RGB shift (in 30 %), brightness and contrast, then down-scaling or sharpening."""
     size = images.shape[1]
     images = images + draw.chance(0.3) * draw.uniform(-20 * strength, 20 * strength, channels=3)
     mean = ops.mean(images, axis=(1, 2, 3), keepdims=True)
@@ -176,10 +186,10 @@ def colour_shift(images, draw: Draws, strength: float = 1.0):
 
 
 def resynthesised(crops, draw: Draws):
-    """The source transform of a forgery without a blending edge: a face that moved a little where it is.
+    """The source transform of a forgery without a blending edge: the face is deformed slightly, in place.
 
-    Reenactment and neural textures keep place and colour; what they leave is a smooth local displacement (up to about
-    3 % of the side) and less detail than the camera saw.
+    Reenactment and neural textures keep the position and the colour of a face. They leave a smooth local
+    displacement (up to about 3 % of the side) and lose some detail.
     """
     size, one = crops.shape[1], ops.ones((1, 1, 1))
     x, y = pixel_grid(size)
@@ -189,19 +199,21 @@ def resynthesised(crops, draw: Draws):
     return along_rows_and_columns(moved, rescaling_matrix(size, draw.uniform(1.2, 3.0)))
 
 
-def self_blend(crops, masks, draw: Draws, untouched: float = 0.06, warp: float = 1.0, in_place: float = 0.0) -> dict:
+def self_blend(crops, masks, draw: Draws, untouched: float = 0.06, warp: float = 1.0,
+               in_place: float = 0.0) -> dict:
     """Blend each face with an altered copy of itself inside its mask.
 
     Args:
         crops: (N, S, S, 3), 0–255, real faces.
-        masks: (N, S, S, 1), 0–1, from :func:`face_mask`. An empty mask leaves the crop as it is.
+        masks: (N, S, S, 1), 0–1, from :func:`landmarks.face_mask`. An empty mask leaves the crop unchanged.
         draw: random numbers for the batch.
-        untouched: share of the side that stays as it is at each edge.
+        untouched: fraction of the side that stays unchanged at each edge.
         warp: scales the misalignment of source and target (translation, scale).
-        in_place: share of the sources that keep place and colour and are only :func:`resynthesised`.
+        in_place: fraction of the sources that keep position and colour and are only :func:`resynthesised`.
 
     Returns:
-        ``real`` (the target), ``source``, ``mask`` (as blended, 0–1) and ``fake``, of the shapes of the arguments.
+        ``real`` (the target), ``source``, ``mask`` (as blended, 0–1) and ``fake``, in the shapes of the
+        arguments.
     """
     size = crops.shape[1]
     shifted = colour_shift(crops, draw)
@@ -211,7 +223,8 @@ def self_blend(crops, masks, draw: Draws, untouched: float = 0.06, warp: float =
     source = crops + on_source * (shifted - crops)
     moved = {
         "zoom": draw.uniform(1 - 0.05 * warp, 1 + 0.05 * warp),
-        "shift_x": draw.uniform(-0.03 * warp, 0.03 * warp), "shift_y": draw.uniform(-0.015 * warp, 0.015 * warp),
+        "shift_x": draw.uniform(-0.03 * warp, 0.03 * warp),
+        "shift_y": draw.uniform(-0.015 * warp, 0.015 * warp),
     }
     x, y = affine_grid(size, size, **moved)
     source = sample(source, x, y)
@@ -229,11 +242,11 @@ def self_blend(crops, masks, draw: Draws, untouched: float = 0.06, warp: float =
     return {"real": target, "source": source, "mask": mask, "fake": mask * source + (1 - mask) * target}
 
 
-# --- cut-out --------------------------------------------------------------------------------------------------------
+# --- cut-out ------------------------------------------------------------------------------------------------
 def part_cutout(images, points, draw: Draws, probability: float):
-    """Black out the eyes, the nose or the mouth: a bar about the line through the part, scaled by its length.
+    """Black out the eyes, the nose or the mouth with a bar along the part, scaled by its length.
 
-    After the face cut-out of the winner of the Deepfake Detection Challenge (S. Seferbekov, 2020).
+    Follows the face cut-out of the winner of the Deepfake Detection Challenge (S. Seferbekov, 2020).
 
     Args:
         images: (N, S, S, 3). points: landmarks (N, 81, 2), pixels.
@@ -256,7 +269,7 @@ def part_cutout(images, points, draw: Draws, probability: float):
 
 
 def rectangle_cutout(images, draw: Draws, probability: float):
-    """Black out a rectangle of 10–40 % of each side, anywhere."""
+    """Black out a rectangle of 10–40 % of each side at a random position."""
     x, y = (grid / images.shape[1] for grid in pixel_grid(images.shape[1]))
     inside_x = ops.abs(x - draw.uniform(0, 1)) < draw.uniform(0.05, 0.2)
     inside_y = ops.abs(y - draw.uniform(0, 1)) < draw.uniform(0.05, 0.2)
@@ -266,26 +279,28 @@ def rectangle_cutout(images, draw: Draws, probability: float):
 
 @keras.saving.register_keras_serializable("kaggle_utils")
 class FaceAugment(keras.layers.Layer):
-    """Augment a batch in training; only resize it to ``size`` otherwise.
+    """Augment a batch in training. Outside training, only resize it to ``size``.
 
-    Inputs: a dict of ``crop`` (N, S, S, 3) uint8, ``mask`` (N, S, S, 1) uint8 (0 or 255, empty where nothing is to be
-    blended), ``points`` (N, 81, 2) in pixels, ``label`` (N, 1), 0–1, and ``width`` (N, 1), the side of the crop as a
-    multiple of the tight framing's. Output: float32 (N, size, size, 3), 0–255, in the tight framing.
+    Inputs: a dict of ``crop`` (N, S, S, 3) uint8, ``mask`` (N, S, S, 1) uint8 (0 or 255; empty: do not
+    blend), ``points`` (N, 81, 2) in pixels, ``label`` (N, 1), 0–1, and ``width`` (N, 1), the side of the crop
+    in multiples of the tight framing. Output: float32 (N, size, size, 3), 0–255, in the tight framing.
 
     Args:
         size: side of the output in pixels; a multiple of 16.
-        zoom: largest factor of enlarging and shrinking. shift: largest shift, share of the side. angle: degrees.
+        zoom: largest factor by which a face grows or shrinks.
+        shift: largest shift, as a fraction of the side. angle: largest rotation in degrees.
         cutout: probability of each kind of cut-out.
-        quality: probability of a loss of quality (JPEG, or blur or down-scaling).
-        shifted_reals: share of the reals that get the colour shift of the self-blended, so that it tells nothing.
-        in_place: share of the self-blended that are :func:`resynthesised` where they are.
-        with_masks: also return where the self-blended were blended: a dict of ``pixels`` (the output above) and
-            ``mask``, float32 (N, size, size, 1), 0–1.
-        seed: of the random numbers. enabled: False switches all of it off.
+        quality: probability of a loss of quality (JPEG, blur or down-scaling).
+        shifted_reals: fraction of the reals that get the colour shift of the self-blended fakes. Otherwise
+            the shift alone would give a fake away.
+        in_place: fraction of the self-blended fakes that are :func:`resynthesised` in place.
+        with_masks: also return the blending masks: a dict of ``pixels`` (the output above) and ``mask``,
+            float32 (N, size, size, 1), 0–1.
+        seed: of the random numbers. enabled: False switches all augmentation off.
     """
 
-    def __init__(self, size=224, zoom=1.15, shift=0.12, angle=10.0, cutout=0.15, quality=0.5, shifted_reals=0.3,
-                 in_place=0.0, with_masks=False, seed=0, enabled=True, **options):
+    def __init__(self, size=224, zoom=1.15, shift=0.12, angle=10.0, cutout=0.15, quality=0.5,
+                 shifted_reals=0.3, in_place=0.0, with_masks=False, seed=0, enabled=True, **options):
         super().__init__(**{"dtype": "float32", **options})
         self.settings = {"size": size, "zoom": zoom, "shift": shift, "angle": angle, "cutout": cutout,
                          "quality": quality, "shifted_reals": shifted_reals, "in_place": in_place,
@@ -297,7 +312,9 @@ class FaceAugment(keras.layers.Layer):
         size = self.settings["size"]
         if not (training and self.settings["enabled"]):
             pixels = crops if crops.shape[1] == size else ops.image.resize(crops, (size, size))
-            return {"pixels": pixels, "mask": ops.zeros_like(pixels[..., :1])} if self.settings["with_masks"] else pixels
+            if not self.settings["with_masks"]:
+                return pixels
+            return {"pixels": pixels, "mask": ops.zeros_like(pixels[..., :1])}
         draw = Draws(ops.shape(crops)[0], self.seeds)
         crops, masks = self.blended(crops, inputs, draw)
         crops = part_cutout(crops, ops.cast(inputs["points"], "float32"), draw, self.settings["cutout"])
@@ -308,7 +325,7 @@ class FaceAugment(keras.layers.Layer):
         return {"pixels": self.degraded(moved[..., :3], draw), "mask": moved[..., 3:]}
 
     def blended(self, crops, inputs, draw):
-        """Self-blend where there is a mask; shift the colour of some reals alike. Returns crops and blended masks."""
+        """Self-blend where there is a mask; shift the colour of some reals. Returns crops and masks."""
         masks = ops.cast(inputs["mask"], "float32") / 255
         blend = self_blend(crops, masks, draw, in_place=self.settings["in_place"])
         real = ops.cast(ops.reshape(inputs["label"], (-1, 1, 1, 1)) < 0.5, "float32")
@@ -316,7 +333,7 @@ class FaceAugment(keras.layers.Layer):
         return blend["fake"] + shifted * (colour_shift(crops, draw) - blend["fake"]), blend["mask"]
 
     def moved(self, images, width, draw):
-        """Flip, rotate, zoom, shift, cut to the tight framing and resize, in one sampling."""
+        """Flip, rotate, zoom, shift, crop to the tight framing and resize, with one interpolation."""
         settings, width = self.settings, ops.reshape(ops.cast(width, "float32"), (-1, 1, 1, 1))
         angle, shift, zoom = np.radians(settings["angle"]), settings["shift"], np.log(settings["zoom"])
         return sample(images, *affine_grid(
@@ -326,15 +343,15 @@ class FaceAugment(keras.layers.Layer):
         ))
 
     def degraded(self, crops, draw):
-        """Contrast and brightness of all; noise, blur, down-scaling and JPEG of some."""
+        """Change contrast and brightness of all crops; add noise, blur, down-scaling and JPEG to some."""
         mean = ops.mean(crops, axis=(1, 2, 3), keepdims=True)
         crops = (crops - mean) * draw.uniform(0.75, 1.25) + mean + draw.uniform(-25, 25)
         size, lossy = crops.shape[1], draw.chance(self.settings["quality"])
         blurred = draw.chance(0.5)
         sigma = 0.2 + lossy * blurred * draw.uniform(0, 1.8)
         factor = 1 + lossy * (1 - blurred) * draw.chance(0.6) * draw.uniform(0, 2)
-        operator = ops.matmul(gaussian_matrix(size, sigma, 6 * ops.ones_like(sigma)), rescaling_matrix(size, factor))
-        crops = along_rows_and_columns(crops, operator)
+        blur = gaussian_matrix(size, sigma, 6 * ops.ones_like(sigma))
+        crops = along_rows_and_columns(crops, ops.matmul(blur, rescaling_matrix(size, factor)))
         crops = crops + draw.chance(0.3) * draw.uniform(0, 8) * draw.normal(size, 3)
         crops = ops.clip(crops, 0.0, 255.0)
         compressed = lossy * draw.chance(0.7)

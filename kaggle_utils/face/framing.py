@@ -91,14 +91,14 @@ def link_tracks(detections: Sequence[Sequence[Detection]], looks: Looks | None =
     shift is the distance from a person's last position in the same scene, in face sides, however many frames
     ago. Frames are about a second apart, so one person's boxes need not overlap. But a head mostly stays
     within its own size, and two heads are at least that far apart (``MAX_SHIFT``). A lone person may walk
-    (``MAX_SHIFT_ALONE``), but must look alike; after a cut to another scene only the looks count.
+    (``MAX_SHIFT_ALONE``), but must look similar. After a cut to another scene, only the looks count.
 
     Persons are sorted by ``Track.weight``. Those seen only once with low confidence, and those with a small
     weight compared to the main person, are dropped as spurious.
 
     Args:
         detections: the faces of each frame, as ``FaceFinder`` returns them.
-        looks: of the same frames; None: all are taken for one scene, and any two faces for alike.
+        looks: of the same frames; None: treat all frames as one scene and any two faces as similar.
     """
     tracks: list[Track] = []
     for frame, faces in enumerate(detections):
@@ -124,8 +124,8 @@ def _assign(tracks: list[Track], frame: int, detections: Sequence[Sequence[Detec
     faces = detections[frame]
     costs = np.array([[_shift(track, frame, face, detections, looks) for face in faces] for track in tracks])
     costs = costs.reshape(len(tracks), len(faces))
-    pairs = zip(*linear_sum_assignment(np.minimum(costs, 1e6)), strict=True)
-    pairs = [(row, number) for row, number in pairs if np.isfinite(costs[row, number])]
+    assigned = zip(*linear_sum_assignment(np.minimum(costs, 1e6)), strict=True)
+    pairs = [(row, number) for row, number in assigned if np.isfinite(costs[row, number])]
     for row, number in pairs:
         tracks[row].detections[frame] = faces[number]
     return {number for _, number in pairs}
@@ -162,6 +162,7 @@ def reference_box(box: np.ndarray) -> np.ndarray:
     margin = REFERENCE_MARGIN
     return np.array([max(x - margin, 0), max(y - margin, 0), width + 2 * margin, height + 2 * margin])
 
+
 FRAMINGS: dict[str, Callable[[np.ndarray], np.ndarray]] = {TIGHT: tight_box, REFERENCE: reference_box}
 
 
@@ -189,8 +190,8 @@ def cut(image: np.ndarray, box: np.ndarray, size: int = SIZE) -> np.ndarray:
                       interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_CUBIC)
 
 
-def extract_faces(frames: Sequence[np.ndarray], finder: FaceFinder, framing: str = TIGHT, rows: int = ROWS,
-                  max_tracks: int = 4) -> list[FaceCrops]:
+def extract_faces(frames: Sequence[np.ndarray], finder: Callable[..., list[list[Detection]]],
+                  framing: str = TIGHT, rows: int = ROWS, max_tracks: int = 4) -> list[FaceCrops]:
     """The crops of each person in a clip, the main person first; without a face, one list of fallback crops.
 
     Args:
@@ -214,7 +215,7 @@ def extract_faces(frames: Sequence[np.ndarray], finder: FaceFinder, framing: str
 
 def follow_faces(frames: Sequence[np.ndarray], finder: FaceFinder, kept: Sequence[int],
                  max_tracks: int = 4) -> tuple[list[FaceCrops], list[FaceCrops]]:
-    """The people of the frames at ``kept``, as :func:`extract_faces` gives them, and the same people in all."""
+    """The people in the frames at ``kept``, as from :func:`extract_faces`, and the same people in all."""
     found, looks = finder(frames), Looks(frames)
     some = extract_faces([frames[index] for index in kept], lambda _: [found[index] for index in kept],
                          max_tracks=max_tracks)

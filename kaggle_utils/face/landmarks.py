@@ -39,8 +39,8 @@ def face_mask(points: np.ndarray, shape: str, size: int) -> np.ndarray:
 
     Args:
         points: landmarks (81, 2) in pixels: the usual 68, then 13 of the forehead; may be outside the crop.
-        shape: a key of ``MASK_SHAPES``, or ``"raised_components"``: with brows raised by half their distance
-            to the eyes.
+        shape: a key of ``MASK_SHAPES``, or ``"raised_components"``: ``"components"`` with the brows raised by
+            half their distance to the eyes.
     """
     points = np.asarray(points, np.float64).copy()
     if shape == "raised_components":

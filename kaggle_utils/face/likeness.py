@@ -1,7 +1,7 @@
-"""Whether two pictures show the same scene, and two crops the same head: by their colours and shades.
+"""Decide by colours and shades whether two frames show the same scene and two crops the same head.
 
-The limits were set on the frames and heads of 22 clips of DFDC, FaceForensics++ and the web, about a second
-apart: of pairs from one clip all pass; of pairs from two, 2 % of the frames and 0.1 % of the heads.
+The limits were set on 22 clips of DFDC, FaceForensics++ and the web, on frames about a second apart. All
+pairs from one clip pass. Of the pairs from two clips, 2 % of the frames and 0.1 % of the heads pass.
 """
 
 from collections.abc import Sequence
@@ -11,13 +11,14 @@ import numpy as np
 
 SCENE, HEAD = 64, 32  # px, side of the thumbnails
 BINS = 8  # of each of the three channels of Lab
-SAME_SCENE = 0.62  # least shared part of two frames' colours
-SAME_HEAD, SAME_SHADES = 0.72, 0.33  # the same of two heads, and the least correlation of their shades
-HEAD_SIDE = 1.6  # of a head's square, in sides of the tight one
+SAME_SCENE = 0.62  # minimum shared fraction of the colours of two frames
+SAME_HEAD, SAME_SHADES = 0.72, 0.33  # the same for two heads, and the minimum correlation of their shades
+TURNED_HEAD = 0.6  # minimum shared fraction of the colours if a head has turned or is partly covered
+HEAD_SIDE = 1.6  # side of the square around a head, in multiples of the tight square
 
 
 class Looks:
-    """Compares the frames of one clip and the heads in them; thumbnails are made once, when needed.
+    """Compares the frames of one clip and the heads in them; each thumbnail is made once, on demand.
 
     Args:
         frames: uint8 RGB pictures (H, W, 3).
@@ -32,10 +33,12 @@ class Looks:
 
     def same_head(self, one: tuple[int, np.ndarray], other: tuple[int, np.ndarray],
                   turned: bool = False) -> bool:
-        """Whether two squares, each a frame and a tight box, may show one head, ``turned`` or not."""
+        """Whether two squares, each given as frame and tight box, may show one head, ``turned`` or not."""
         (colours, shades), (colours_2, shades_2) = self._head(*one), self._head(*other)
-        alike = _shared(colours, colours_2) >= SAME_HEAD
-        return alike and (turned or float((shades * shades_2).sum()) >= SAME_SHADES)
+        shared = _shared(colours, colours_2)
+        if turned:
+            return shared >= TURNED_HEAD
+        return shared >= SAME_HEAD and float((shades * shades_2).sum()) >= SAME_SHADES
 
     def _scene(self, frame: int) -> np.ndarray:
         if frame not in self._scenes:
@@ -61,12 +64,12 @@ def _thumbnail(picture: np.ndarray, side: int) -> np.ndarray:
 
 
 def _colours(picture: np.ndarray) -> np.ndarray:
-    """The shares of a picture's colours, float32 (BINS³,)."""
+    """The colour histogram of a picture, float32 (BINS³,), sum 1."""
     lab = cv2.cvtColor(picture, cv2.COLOR_RGB2LAB)
     counts = cv2.calcHist([lab], [0, 1, 2], None, [BINS] * 3, [0, 256] * 3)
     return counts.ravel() / counts.sum()
 
 
 def _shared(one: np.ndarray, other: np.ndarray) -> float:
-    """The part of the colours that two pictures share, in 0..1 (Swain and Ballard 1991)."""
+    """Histogram intersection: the fraction of colours that two pictures share (Swain and Ballard 1991)."""
     return float(np.minimum(one, other).sum())

@@ -1,11 +1,11 @@
-"""Is the picture good enough to say anything: how large, how sharp and how dark the faces of a clip are."""
+"""Picture quality of the faces of a clip: too small, too blurred or too dark to rely on the score?"""
 
 import cv2
 import numpy as np
 
 from .framing import FaceCrops
 
-SMALL_PX = 80.0  # side of the tight square in the source; below it a face has lost what the networks look at
+SMALL_PX = 80.0  # side of the tight square in the source; a smaller face lacks the detail the networks need
 BLURRED = 18.0  # variance of the Laplacian of the crop at 128 px
 DARK = 30.0  # mean grey level
 MARK = "too low to rely on"
@@ -15,19 +15,19 @@ def face_quality(person: FaceCrops) -> dict[str, float]:
     """Medians over a person's detected crops.
 
     Returns:
-        ``side_px``: of the tight square in the source. ``sharpness``: variance of the Laplacian of the grey crop at
-        128 px. ``light``: mean grey level, 0–255.
+        ``side_px``: side of the tight square in the source. ``sharpness``: variance of the Laplacian of the
+        grey crop at 128 px. ``light``: mean grey level, 0–255.
     """
     rows = np.flatnonzero(np.array(person.sources) == "detected")
-    small = [cv2.resize(cv2.cvtColor(person.images[row], cv2.COLOR_RGB2GRAY), (128, 128), interpolation=cv2.INTER_AREA)
-             for row in rows]
+    grey = [cv2.cvtColor(person.images[row], cv2.COLOR_RGB2GRAY) for row in rows]
+    small = [cv2.resize(image, (128, 128), interpolation=cv2.INTER_AREA) for image in grey]
     return {"side_px": float(np.median(person.boxes[rows, 2])),
             "sharpness": float(np.median([cv2.Laplacian(image, cv2.CV_32F).var() for image in small])),
             "light": float(np.median([image.mean() for image in small]))}
 
 
 def quality_note(person: FaceCrops) -> str | None:
-    """Why the score of a person's face says little, in words; None where the picture is good enough."""
+    """The reasons why the score of a person's face is unreliable; None if the picture is good enough."""
     if "detected" not in person.sources:
         return None
     found, reasons = face_quality(person), []

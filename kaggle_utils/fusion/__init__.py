@@ -1,1 +1,1 @@
-"""How faces and a voice become one probability."""
+"""Fuse the scores of faces and voice into one probability."""

@@ -1,4 +1,4 @@
-"""Fuse a clip's faces and voice into one P(fake), and calibrate logits to probabilities."""
+"""Fuse the faces and the voice of a clip into one P(fake), and calibrate logits to probabilities."""
 
 import math
 from collections.abc import Sequence
@@ -19,21 +19,22 @@ def log_odds(probability: float) -> float:
 
 
 def at_prior(balanced, prior: float):
-    """A probability at a prior of 0.5, as it is at another prior; 0 and 1 stay."""
+    """Convert a probability at a prior of 0.5 to another prior; 0 and 1 do not change."""
     fake, real = np.asarray(balanced) * prior, (1 - np.asarray(balanced)) * (1 - prior)
     return fake / (fake + real)
 
 
 def any_fake(logits: Sequence[float], prior: float) -> float:
-    """P(at least one of several people is fake): noisy-or, with ``prior`` for the whole shared among them.
+    """P(at least one of several people is fake): a noisy-or that divides ``prior`` among them.
 
-    People about whom nothing is known (logits of 0) return exactly the prior; one person gets all of it.
+    Uninformative logits (0) return exactly the prior. A single person gets the whole prior.
 
     Args:
-        logits: calibrated at a prior of 0.5, one of each person.
+        logits: calibrated at a prior of 0.5, one per person.
     """
     share = log_odds(1 - (1 - prior) ** (1 / len(logits)))
     return float(1 - np.prod(1 - sigmoid(np.asarray(logits) + share)))
+
 
 POOLINGS = {"confident": metrics.confident_strategy, "power": metrics.power_transform}  # from the challenge
 
@@ -48,12 +49,12 @@ def pooled(logits: np.ndarray, seen: np.ndarray, pooling: str = "mean") -> float
 
 
 class Calibration:
-    """Scale and shift of each kind of logit, from validation data, classes weighted alike (Platt 1999).
+    """Scale and shift of each kind of logit, fitted on class-balanced validation data (Platt 1999).
 
     Args:
         lines: ``{"crop": (scale, shift), "face": …, "voice": …, "clip": …}``; kinds not listed stay unscaled.
-            ``crop`` is fitted on single crops, ``face`` on the means of a person's ten
-            (``fusion.training.branch_lines``): a mean varies less than a crop.
+            ``crop`` is fitted on single crops and ``face`` on the mean of a person's ten crops
+            (``fusion.training.branch_lines``): a mean varies less than a single crop.
         limits: lowest and highest probability ever returned at a prior of 0.5; other priors shift them too.
         pooling: of a person's frames, ``mean`` (of the logits) or one of ``POOLINGS``.
     """
@@ -100,11 +101,12 @@ class NoisyOr:
     """A clip is fake if its face or its voice is: 1 − (1 − P(face fake)) (1 − P(voice fake)).
 
     The prior is split between the two: uninformative branches (logits of 0) return exactly the prior. A
-    missing branch cannot be fake; the other one then gets the whole prior. Several people share the face's.
+    missing branch cannot be fake; the other one then gets the whole prior. Several people share the prior of
+    the face.
 
     Args:
         calibration: of the branches' logits.
-        voice_share: prior of a fake voice, as a share of the prior of a fake; the face gets the rest.
+        voice_share: prior of a fake voice, as a fraction of the prior of a fake clip; the face gets the rest.
     """
 
     def __init__(self, calibration: Calibration, voice_share: float):
@@ -114,21 +116,21 @@ class NoisyOr:
         if not seen.any() and voice is None:
             return prior
         voice_prior = 0.0 if voice is None else self.voice_share * prior if seen.any() else prior
-        chances = [0.0, 0.0]
+        of_faces = of_voice = 0.0
         if seen.any():
             logit = self.calibration.logit(pooled(face["logit"][:, 0], seen, self.calibration.pooling),
                                            "face")
-            chances[0] = any_fake([float(logit), *others], 1 - (1 - prior) / (1 - voice_prior))
+            of_faces = any_fake([float(logit), *others], 1 - (1 - prior) / (1 - voice_prior))
         if voice is not None:
-            chances[1] = sigmoid(self.calibration.logit(voice["logit"].mean(), "voice")
-                                 + log_odds(voice_prior))
-        return float(1 - (1 - chances[0]) * (1 - chances[1]))
+            of_voice = float(sigmoid(self.calibration.logit(voice["logit"].mean(), "voice")
+                                     + log_odds(voice_prior)))
+        return float(1 - (1 - of_faces) * (1 - of_voice))
 
 
 class LastNetwork:
     """The study's last CNN on both branches' embeddings and side outputs; missing inputs are masked.
 
-    It hears of the most suspicious person alone.
+    It uses only the most suspicious person.
     """
 
     def __init__(self, network, calibration: Calibration):

@@ -1,4 +1,4 @@
-"""What a file holds, without decoding it: its container, the times of its pictures and sound, how it is shown.
+"""Inspect a file without decoding it: container, times of frames and sound packets, display matrix.
 
 Clips are untrusted. Only regular files in the containers of ``CONTAINERS`` are opened, and FFmpeg may not
 follow a playlist or a concat script to other files or to the network, whatever the file's name.
@@ -19,11 +19,11 @@ CONTAINERS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpegts,mpeg,flv,asf,ogg"
 MP4_BOXES = (b"ftyp", b"moov", b"mdat", b"free", b"skip", b"wide")
 LIMIT_S, LIMIT_S_PER_MB = 60.0, 2.0  # to decode a clip; 1080p takes about 0.5 s per MB on one core
 LIMIT_S_PER_GIGAPIXEL, LONGEST_LIMIT_S = 20.0, 3600.0  # 40 minutes of 1080p are 150 gigapixels in few bytes
-MOST_BOXES, MOST_LISTED = 10_000, 64_000_000  # boxes, bytes about packets: a forged file may have more
+MOST_BOXES, MOST_LISTED = 10_000, 64_000_000  # boxes, bytes of packet list: a forged file may have more
 
 
 class UnreadableClip(Exception):
-    """A file without a readable frame (or sound): ``path``, and ``reason`` in words."""
+    """A file without a readable frame (or sound): ``path``, and ``reason`` as text."""
 
     def __init__(self, path: str | Path, reason: str):
         super().__init__(path, reason)  # both, to be picklable between processes
@@ -35,11 +35,11 @@ class UnreadableClip(Exception):
 
 @dataclass(frozen=True, eq=False)
 class Survey:
-    """What ffmpeg finds in a clip without decoding it.
+    """The properties of a clip that ffmpeg finds without decoding it.
 
-    ``stamps_s`` float64 (pictures,), in order of time, and ``sound_s`` float64 (packets,): when pictures and
-    sound begin; ``duration_s`` by the header, 0 if unknown; ``pixels`` of a picture; ``through_copy``:
-    OpenCV does not show such a clip rightly (interlaced fields, turned in another container than MP4).
+    ``stamps_s`` float64 (frames,) and ``sound_s`` float64 (packets,): start times of frames and sound
+    packets, sorted; ``duration_s``: from the header, 0 if unknown; ``pixels``: of a frame; ``through_copy``:
+    OpenCV shows such a clip wrongly (interlaced, or rotated in a container other than MP4).
     """
 
     stamps_s: np.ndarray
@@ -50,13 +50,13 @@ class Survey:
 
     @property
     def sound_start_s(self) -> float:
-        """How long after the first picture the sound begins; 0 if it is there from the start."""
+        """Delay of the sound after the first frame; 0 if it starts with the frame or earlier."""
         both = len(self.stamps_s) and len(self.sound_s)
         return max(0.0, float(self.sound_s.min() - self.stamps_s[0])) if both else 0.0
 
 
 def survey(path: str | Path) -> Survey:
-    """List a clip's pictures and sound without decoding them.
+    """List the frames and sound packets of a clip without decoding them.
 
     Raises:
         UnreadableClip: as :func:`check_file`, or ffmpeg crashes or hangs.
@@ -89,7 +89,8 @@ def run_ffmpeg(path: Path, *options: object, demuxers: str = CONTAINERS, kept: s
                limit_s: float | None = None):
     """Read a file with moviepy's ffmpeg, known containers only, and return its ``stdout`` or ``stderr``.
 
-    The other stream is discarded: the errors of a damaged track may fill the memory. ``both`` returns a pair.
+    The other stream is discarded: the errors of a damaged track could fill the memory. ``both`` returns a
+    pair.
 
     Raises:
         UnreadableClip: it takes longer than ``limit_s``, by default :func:`time_limit`, or crashes.
@@ -98,11 +99,11 @@ def run_ffmpeg(path: Path, *options: object, demuxers: str = CONTAINERS, kept: s
 
     command = [FFMPEG_BINARY, "-hide_banner", "-nostdin", "-protocol_whitelist", "file", "-format_whitelist",
                demuxers, "-i", str(path.resolve()), *map(str, options)]
-    pipes = {name: subprocess.PIPE if kept in (name, "both") else subprocess.DEVNULL
-             for name in ("stdout", "stderr")}
+    stdout, stderr = (subprocess.PIPE if kept in (name, "both") else subprocess.DEVNULL
+                      for name in ("stdout", "stderr"))
     limit_s = time_limit(path) if limit_s is None else limit_s
     try:
-        done = subprocess.run(command, **pipes, check=False, timeout=limit_s)
+        done = subprocess.run(command, stdout=stdout, stderr=stderr, check=False, timeout=limit_s)
     except subprocess.TimeoutExpired as error:
         raise UnreadableClip(path, f"ffmpeg did not finish in {limit_s:.0f} s") from error
     if done.returncode < 0:
@@ -111,10 +112,10 @@ def run_ffmpeg(path: Path, *options: object, demuxers: str = CONTAINERS, kept: s
 
 
 def check_file(path: Path) -> None:
-    """Reject files unsafe for a decoder: OpenCV crashes on a non-UTF-8 name and blocks for ever on a pipe.
+    """Reject files unsafe for a decoder: OpenCV crashes on a non-UTF-8 name and blocks forever on a pipe.
 
     Raises:
-        UnreadableClip: missing, empty, not a regular file, not permitted, or with such a name.
+        UnreadableClip: the file is missing, empty, not regular, not permitted, or has such a name.
     """
     try:
         if not stat.S_ISREG(path.stat().st_mode):
@@ -133,14 +134,14 @@ def check_file(path: Path) -> None:
 
 
 def time_limit(path: Path, found: Survey | None = None) -> float:
-    """Seconds after which a decoder of this file is considered hung: by its bytes and its pictures."""
+    """Seconds after which a decoder of this file counts as hung, from its size and its frames."""
     bytes_s = LIMIT_S_PER_MB * path.stat().st_size / 1e6 if os.path.isfile(path) else 0.0
     pictures_s = LIMIT_S_PER_GIGAPIXEL * len(found.stamps_s) * found.pixels / 1e9 if found else 0.0
     return LIMIT_S + bytes_s + min(pictures_s, LONGEST_LIMIT_S)
 
 
 def boxes(file: BinaryIO, start: int, end: int) -> Iterator[tuple[bytes, int, int]]:
-    """The complete boxes of an MP4 file between two places (ISO/IEC 14496-12, section 4.2).
+    """The complete boxes of an MP4 file between two offsets (ISO/IEC 14496-12, section 4.2).
 
     Yields type, start and end of the content; at most ``MOST_BOXES``.
     """
@@ -176,6 +177,6 @@ def display_matrix(path: Path) -> np.ndarray | None:
                 for media in inside(b"mdia", track):
                     for start, _ in inside(b"hdlr", media):
                         file.seek(start + 8)
-                        if file.read(4) == b"vide":  # sections 8.2.2 and 8.3.2: the matrices' places
+                        if file.read(4) == b"vide":  # sections 8.2.2 and 8.3.2: offsets of the matrices
                             return matrix(b"tkhd", track, 44) @ matrix(b"mvhd", movie, 64)
     return None

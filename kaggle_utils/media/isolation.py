@@ -24,7 +24,7 @@ MEMORY = 8 * 2**30  # bytes of address space; allocations beyond it fail in the 
 
 
 class Worker:
-    """One process that runs functions for this one, one call at a time; other threads wait in turn."""
+    """One process that runs functions for this one, one call at a time; other threads wait their turn."""
 
     def __init__(self):
         self._turn, self._pool = threading.Lock(), None
@@ -58,7 +58,7 @@ def read_frames(path: str | Path, count: int = 10) -> video.Frames:
         UnreadableClip: also if the decoder hangs, crashes, or needs more than ``MEMORY``.
     """
     path = Path(path)
-    if multiprocessing.current_process().daemon:  # a dask worker may start none; its nanny replaces it
+    if multiprocessing.current_process().daemon:  # dask workers cannot start processes; a nanny restarts them
         return video.read_frames(path, count)
     found = video.survey(path)
     limit_s = video.time_limit(path, found)

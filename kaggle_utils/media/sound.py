@@ -11,8 +11,8 @@ REFERENCE_RATE = 8000  # Hz, for the study's 1D network
 REFERENCE_SAMPLES = 30000
 SAMPLE_RATE = 16000  # Hz, for the spectrogram networks: vocoders leave traces above 4 kHz
 LONGEST = 600.0  # s
-LOST = 0.25  # a mix below this share of its loudest channel has lost the voice: the channels cancel out
-LOUD = 0.06  # a louder mix (RMS) has not
+LOST = 0.25  # a mix below this fraction of its loudest channel has lost the voice: the channels cancel out
+LOUD = 0.06  # a mix with at least this RMS has not
 
 DEMUXERS = f"{CONTAINERS},wav,flac,mp3,aac,aiff,caf,au"
 MAGIC = (b"RIFF", b"\x1aE\xdf\xa3", b"OggS", b"fLaC", b"ID3", b"\xff\xfb", b"\xff\xf3", b"\xff\xf2",
@@ -23,9 +23,9 @@ MAGIC = (b"RIFF", b"\x1aE\xdf\xa3", b"OggS", b"fLaC", b"ID3", b"\xff\xfb", b"\xf
 # --- reading ------------------------------------------------------------------------------------------------
 def read_voice(path: str | Path, sample_rate: int = SAMPLE_RATE,
                seconds: float | None = LONGEST) -> np.ndarray | None:
-    """The sound track of a clip mixed to mono, float32 (T,) in [-1, 1]; None without a sound track.
+    """Read the sound track of a clip, mixed to mono: float32 (T,) in [-1, 1]; None without a sound track.
 
-    Where the two channels of a stereo track cancel each other out, it is the louder one.
+    If the two channels of a stereo track cancel each other out, the louder one is returned.
 
     Args:
         sample_rate: in Hz; ffmpeg resamples with a low-pass filter.
@@ -39,13 +39,13 @@ def read_voice(path: str | Path, sample_rate: int = SAMPLE_RATE,
         return None
     if re.search(r"Audio: .*stereo", listed) and _rms(samples) < LOUD:
         channels, _ = _decode(Path(path), sample_rate, 2, seconds)
-        if _rms(samples) < LOST * max(_rms(channels[:, 0]), _rms(channels[:, 1])):
+        if channels is not None and _rms(samples) < LOST * max(_rms(channels[:, 0]), _rms(channels[:, 1])):
             return mixed(channels)
     return samples[:, 0]
 
 
 def mixed(samples: np.ndarray) -> np.ndarray:
-    """Channels (T, channels) mixed to mono (T,), or the loudest one where the mix has lost the voice."""
+    """Mix channels (T, channels) to mono (T,); if they cancel out, return the loudest one."""
     mix = samples.mean(axis=1)
     loudest = max(samples.T, key=_rms)
     return loudest if _rms(mix) < LOST * _rms(loudest) else mix
@@ -74,7 +74,7 @@ def fixed_length(samples: np.ndarray, length: int) -> np.ndarray:
 
 def _decode(path: Path, sample_rate: int, channels: int,
             seconds: float | None) -> tuple[np.ndarray | None, str]:
-    """Samples float32 (T, channels), or None without a sound track, and what ffmpeg says of the file."""
+    """Samples float32 (T, channels), or None without a sound track, and ffmpeg's description of the file."""
     _check_container(path)
     length = [] if seconds is None else ["-t", seconds]
     decoded, listed = run_ffmpeg(path, "-vn", "-sn", "-dn", "-ac", channels, "-ar", sample_rate, *length,
@@ -88,7 +88,7 @@ def _decode(path: Path, sample_rate: int, channels: int,
 
 
 def _check_container(path: Path) -> None:
-    """Accept only clips and sound files: a playlist named like a clip would lead ffmpeg to other files."""
+    """Accept only clips and sound files: a playlist named like a clip could lead ffmpeg to other files."""
     check_file(path)
     with open(path, "rb") as file:
         start = file.read(16)

@@ -26,8 +26,8 @@ from .files import (
 
 CAPTURE_OPTIONS = f"protocol_whitelist;file|format_whitelist;{CONTAINERS}"
 UPRIGHT = {90: cv2.ROTATE_90_CLOCKWISE, 180: cv2.ROTATE_180, 270: cv2.ROTATE_90_COUNTERCLOCKWISE}
-SLACK = 0.1  # how far a frame may be from the middle of its part, in parts, before the clip is read again
-MOST_ASPECT = 4.0  # pixels longer or wider than this are a mistake of the header
+SLACK = 0.1  # a frame farther than this from its target time, in parts of the clip, starts a second pass
+MOST_ASPECT = 4.0  # a more extreme pixel aspect ratio is taken for a header error
 
 # Silence FFmpeg and OpenCV: errors are raised below with a file name and a reason.
 os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")
@@ -38,8 +38,8 @@ cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_FATAL)
 class ClipInfo:
     """A clip's header.
 
-    ``width`` and ``height`` are in pixels as shown; the stored picture becomes upright if its width is
-    multiplied by ``aspect``, it is ``mirrored`` left to right, and turned clockwise by ``rotation`` degrees
+    ``width`` and ``height`` are in pixels as shown. To display the stored picture, multiply its width by
+    ``aspect``, mirror it left to right if ``mirrored``, and rotate it clockwise by ``rotation`` degrees
     (0, 90, 180, 270). ``frame_count`` is 0 and ``fps`` 0.0 if unknown.
     """
 
@@ -68,7 +68,7 @@ def probe(path: str | Path) -> ClipInfo:
     """Read the header of a clip without decoding.
 
     Raises:
-        UnreadableClip: missing, empty, truncated before its index, or not a video.
+        UnreadableClip: the file is missing, empty, truncated before its index, or not a video.
     """
     with _open(path) as capture:
         return _info(capture, Path(path))
@@ -92,11 +92,11 @@ def iter_frames(path: str | Path) -> Iterator[tuple[int, float, np.ndarray]]:
 def read_frames(path: str | Path, count: int = 10, found: Survey | None = None) -> Frames:
     """The frames shown at the middles of ``count`` equal parts of the clip's time.
 
-    Middles represent their parts, and avoid the fades and the damage that are common at both ends. All frames
+    Middles represent their parts and avoid the fades and the damage that are common at both ends. All frames
     are grabbed (a seek would decode from the last key frame, and DFDC clips have one or two), but only the
-    wanted ones are converted. If fewer decode than the file has, a second pass spreads them again, and a
-    warning gives their number. A shorter clip gives each frame once. A picture that is shown for more than
-    one part is repeated.
+    wanted ones are converted. If some frames of the file do not decode, a second pass spreads the choice over
+    the others, and a warning gives their number. A clip with fewer frames than ``count`` yields each frame
+    once. A frame that is shown for more than one part is repeated.
 
     Args:
         found: the clip's :func:`survey`, if it was made before.
@@ -130,10 +130,10 @@ def read_frames(path: str | Path, count: int = 10, found: Survey | None = None) 
 
 
 def spread(stamps_s: np.ndarray, count: int) -> list[int]:
-    """The frames shown at the middles of ``count`` equal parts of the time; all, if there are fewer.
+    """Indices of the frames shown at the middles of ``count`` equal parts of the time, or all if fewer exist.
 
     Args:
-        stamps_s: float (n,), when each frame begins, in order.
+        stamps_s: float (n,), sorted start times of the frames.
     """
     frames = len(stamps_s)
     if frames <= count or _is_regular(stamps_s):
@@ -151,35 +151,34 @@ def evenly_spread(frame_count: int, count: int) -> list[int]:
 
 
 def _is_regular(stamps_s: np.ndarray) -> bool:
-    """Whether the frames follow each other at one rate, to half a frame."""
+    """Whether the frame rate is constant, to within half a frame."""
     even = np.linspace(stamps_s[0], stamps_s[-1], len(stamps_s))
     return bool(np.abs(stamps_s - even).max() <= 0.5 * (even[1] - even[0])) if len(even) > 1 else True
 
 
 def _length(stamps_s: np.ndarray, fps: float = 0.0) -> float:
-    """Seconds from the first frame to the end of the last one, which is shown as long as most."""
+    """Seconds from the first frame to the end of the last one, which lasts as long as the one before."""
     if len(stamps_s) < 2:
         return _duration(len(stamps_s), fps)
-    step_s = float(np.median(np.diff(stamps_s)))
-    if fps and abs(step_s * fps - 1) < 0.1 and _is_regular(stamps_s):
+    if fps and abs(np.median(np.diff(stamps_s)) * fps - 1) < 0.1 and _is_regular(stamps_s):
         return _duration(len(stamps_s), fps)
-    return float(stamps_s[-1] - stamps_s[0]) + step_s
+    return float(2 * stamps_s[-1] - stamps_s[-2] - stamps_s[0])
 
 
 def _is_off(stamps_s: np.ndarray, picked: list[int], wanted: list[int]) -> bool:
-    """Whether frames are missing or far from where they should be."""
+    """Whether frames are missing or far from their target times."""
     apart_s = SLACK * _length(stamps_s) / len(wanted)
     return len(picked) != len(wanted) or bool(np.abs(stamps_s[picked] - stamps_s[wanted]).max() > apart_s)
 
 
 def _stand_still(images: list[np.ndarray], times_s: np.ndarray) -> bool:
-    """Whether a picture comes again byte for byte: a still, or a decoder that stopped showing new ones."""
+    """Whether a picture repeats byte for byte: a still, or a decoder that no longer returns new frames."""
     return any(later > earlier and np.array_equal(one, other) for one, other, earlier, later
                in zip(images, images[1:], times_s, times_s[1:], strict=False))
 
 
 def _missing(path: Path, header: ClipInfo, info: ClipInfo, found: Survey) -> list[str]:
-    """The warning that frames are missing: MP4 and AVI give their number, others at most the duration."""
+    """The warning that frames are missing: MP4 and AVI store their number, others at most the duration."""
     with open(path, "rb") as file:
         start = file.read(8)
     if start[4:8] in MP4_BOXES or start[:4] == b"RIFF":
@@ -194,9 +193,10 @@ def _missing(path: Path, header: ClipInfo, info: ClipInfo, found: Survey) -> lis
 def _read(path: Path, wanted: list[int]) -> tuple[list[np.ndarray], list[int], np.ndarray, ClipInfo]:
     """One pass: the images at ``wanted``, their indices, the times of all frames that decode, and the header.
 
-    A damaged frame gives way to the next.
+    A damaged frame is replaced by the next.
     """
-    images, picked, stamps_s = [], [], []
+    images: list[np.ndarray] = []
+    picked, stamps_s = [], []
     with _open(path) as capture:
         header = _info(capture, path)
         for index, time_s in _grab(capture, header.fps):
@@ -209,7 +209,7 @@ def _read(path: Path, wanted: list[int]) -> tuple[list[np.ndarray], list[int], n
 
 
 def _read_copy(path: Path, wanted: list[int], found: Survey) -> tuple[list[np.ndarray], np.ndarray]:
-    """The frames at ``wanted``, each once, and their times, through a lossless ffmpeg copy.
+    """Read the frames at ``wanted``, each once, and their times, through a lossless ffmpeg copy.
 
     The copy is deinterlaced, upright, and in a codec that OpenCV reads.
     """
@@ -285,7 +285,7 @@ def _duration(frame_count: int, fps: float) -> float:
 
 
 def _grab(capture: cv2.VideoCapture, fps: float) -> Iterator[tuple[int, float]]:
-    """Decode frame after frame; yields index and time in seconds.
+    """Grab one frame after another; yields index and time in seconds.
 
     The time is the frame's time stamp if it increases, else the previous time plus one frame's length.
     """

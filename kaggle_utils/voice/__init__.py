@@ -1,1 +1,1 @@
-"""Voices: made alike, learnt and judged."""
+"""Prepare voices, and the voice networks."""

@@ -1,4 +1,4 @@
-"""Voices to learn from: recordings of many pages, folds that keep pages apart, copies through codecs."""
+"""Training voices: recordings from many pages, folds that keep pages apart, and copies through codecs."""
 
 import io
 import multiprocessing
@@ -19,7 +19,7 @@ from .signal import canonical, is_silent, to_mono
 
 FOLDS = 5
 COLUMNS = ["label", "system", "page", "speaker", "pair_key", "file"]
-CODECS = {  # arguments of ffmpeg; both classes get them in training
+CODECS = {  # arguments of ffmpeg; in training, applied to both classes
     "aac_64": ["-c:a", "aac", "-b:a", "64k", "-f", "adts"],
     "aac_24": ["-c:a", "aac", "-b:a", "24k", "-f", "adts"],
     "opus_24": ["-c:a", "libopus", "-b:a", "24k", "-f", "ogg"],
@@ -42,9 +42,10 @@ CODECS = {  # arguments of ffmpeg; both classes get them in training
 class Voices:
     """A table of voices and their samples, row by row.
 
-    ``table``: ``label`` (0 REAL, 1 FAKE), ``system`` that spoofed it ("" for bona fide speech), ``page``
-    (repository or corpus that it comes from), ``speaker``, ``pair_key`` (one utterance, spoofed and bona
-    fide, or ""), ``file``. ``samples``: int16 at ``rate`` Hz. ``copies``: the same voices through codecs.
+    ``table``: ``label`` (0 REAL, 1 FAKE), ``system`` (spoofing system; "" for bona fide speech), ``page``
+    (source repository or corpus), ``speaker``, ``pair_key`` (shared by spoofed and bona fide versions of an
+    utterance, or ""), ``file``. ``samples``: int16 at ``rate`` Hz. ``copies``: the same voices through
+    codecs.
     """
 
     table: pd.DataFrame
@@ -53,17 +54,17 @@ class Voices:
     copies: list[list[np.ndarray]] | None = None
 
     def take(self, rows: np.ndarray) -> "Voices":
-        """These rows alone."""
+        """Only these rows."""
         copies = None if self.copies is None else [self.copies[row] for row in rows]
         table = self.table.iloc[rows].reset_index(drop=True)
         return Voices(table, [self.samples[row] for row in rows], self.rate, copies)
 
     def canonical(self, rate: int = SAMPLE_RATE) -> "Voices":
-        """All voices at ``rate``, alike in band, edges and level (``signal.canonical``)."""
+        """All voices at ``rate``, with the same band and level and trimmed ends (``signal.canonical``)."""
         return prepared(self, rate)
 
     def at(self, rate: int) -> "Voices":
-        """Canonical voices, and their copies, at another rate."""
+        """Convert canonical voices and their copies to another rate."""
         if rate == self.rate:
             return self
         convert = partial(_prepared_at, self.rate, rate)
@@ -71,7 +72,7 @@ class Voices:
         return Voices(self.table, [convert(samples) for samples in self.samples], rate, copies)
 
     def save(self, path: str | Path) -> None:
-        """One npz: the table, and all samples one after the other."""
+        """Write one npz file: the table, and all samples in one array."""
         copies = self.copies or [[] for _ in self.samples]
         parts = [*self.samples, *(copy for some in copies for copy in some)]
         table = self.table.to_json(orient="split")
@@ -97,13 +98,15 @@ class Voices:
 
 
 def read_voices(folder: str | Path) -> Voices:
-    """The corpora under ``folder`` that exist there.
+    """Read the corpora that exist under ``folder``.
 
-    ``systems/``: ``index.csv`` as ``corpus.build`` writes it, and its files beside it or in ``voices.tar``;
-    ``neural/``: ``index.csv`` with ``generator`` and ``corpus``; ``bona_fide/SPEAKER-….flac``: LibriSpeech.
+    ``systems/``: ``index.csv`` as ``corpus.build`` writes it, with the recordings beside it or in
+    ``voices.tar``. ``neural/``: ``index.csv`` with ``generator`` and ``corpus``.
+    ``bona_fide/SPEAKER-….flac``: LibriSpeech.
 
     Raises:
-        FileNotFoundError: none of them is there. ValueError: another rate, or several channels.
+        FileNotFoundError: none of them exists.
+        ValueError: a recording has another rate or several channels.
     """
     folder = Path(folder)
     tables = []
@@ -150,7 +153,7 @@ def _read_index(folder: Path) -> pd.DataFrame:
 
 
 def _archive(path: Path) -> dict[str, bytes]:
-    """The files of an archive by name, none where there is no archive."""
+    """The files of an archive by name; empty if there is no archive."""
     if not path.is_file():
         return {}
     with tarfile.open(path) as archive:
@@ -169,10 +172,10 @@ def _read(path: Path, archive: dict[str, bytes]) -> np.ndarray:
 
 
 def voices_of_clips(clips: pd.DataFrame) -> Voices:
-    """The voices of clips, for a first run without a corpus.
+    """Read the voices of clips, for a first run without a corpus.
 
     Args:
-        clips: rows of ``dfdc.read_dfdc``; a silent one is left out. An original and its fakes are a page.
+        clips: rows of ``dfdc.read_dfdc``. Silent clips are left out. An original and its fakes form a page.
     """
     rows, samples = [], []
     for clip in clips.itertuples():
@@ -198,10 +201,10 @@ def voices_of_clips(clips: pd.DataFrame) -> Voices:
 
 # --- folds --------------------------------------------------------------------------------------------------
 def folds(table: pd.DataFrame, count: int = FOLDS) -> np.ndarray:
-    """The fold of each row, int (N,): a page lies in one fold, and the folds are alike in size.
+    """The fold of each row, int (N,): a page belongs to one fold, and the folds are similar in size.
 
-    Pages with the most spoofed voices choose first, each the fold with the fewest so far; then those without
-    spoofed voices, by the number of bona fide ones.
+    Pages with spoofed voices come first, in descending order of their number, each into the fold that has the
+    fewest so far. Pages without them follow in the same way, by their number of bona fide voices.
     """
     sizes = table.groupby("page")["label"].agg(fakes="sum", reals=lambda labels: (labels == REAL).sum())
     held, chosen = np.zeros((count, 2)), {}
@@ -214,12 +217,12 @@ def folds(table: pd.DataFrame, count: int = FOLDS) -> np.ndarray:
 
 
 def training_rows(table: pd.DataFrame, fold: np.ndarray, judged: int) -> np.ndarray:
-    """Rows to learn from if fold ``judged`` is to be judged: other pages, and none of its systems."""
+    """Training rows for the evaluation of fold ``judged``: other pages, without the systems of that fold."""
     known = set(table.loc[fold == judged, "system"]) - {""}
     return np.flatnonzero((fold != judged) & ~table["system"].isin(known).to_numpy())
 
 
-# --- making alike, codecs -----------------------------------------------------------------------------------
+# --- canonical form, codecs ---------------------------------------------------------------------------------
 def to_int16(samples: np.ndarray) -> np.ndarray:
     return np.clip(np.rint(samples * 32767), -32768, 32767).astype(np.int16)
 
@@ -232,7 +235,7 @@ def prepared(
     processes: int = 1,
     seed: int = 0,
 ) -> Voices:
-    """All voices at ``rate``, alike in band, edges and level, and ``copies`` of each through codecs."""
+    """Canonical voices at ``rate``, with ``copies`` of each through random ones of ``codecs``."""
     random = np.random.default_rng(seed)
     chosen = [random.choice(codecs, copies, replace=False) if copies else () for _ in voices.samples]
     made = [[] for _ in voices.samples]
@@ -252,7 +255,7 @@ def _prepared_at(rate: int, target_rate: int, samples: np.ndarray) -> np.ndarray
 
 
 def pooled(function: Callable, work: list, processes: int) -> list:
-    """``function`` of each item, in order, by this many processes."""
+    """Apply ``function`` to each item, in order, with this many processes."""
     if processes == 1:
         return [function(item) for item in work]
     context = multiprocessing.get_context("spawn")  # a forked JAX may hang
@@ -263,7 +266,7 @@ def pooled(function: Callable, work: list, processes: int) -> list:
 def recoded(
     samples: Sequence[np.ndarray], codec: str, rate: int = SAMPLE_RATE, processes: int = 1
 ) -> list[np.ndarray]:
-    """int16 voices through a codec of ``CODECS`` and back, a hundred at a time as one stream with gaps."""
+    """Pass int16 voices through a codec of ``CODECS``, a hundred at a time as one stream with gaps."""
     parts = [samples[start : start + 100] for start in range(0, len(samples), 100)]
     heard = pooled(partial(_recoded, codec, rate), parts, min(processes, len(parts) or 1))
     return [voice for part in heard for voice in part]
@@ -274,7 +277,7 @@ def _recoded(codec: str, rate: int, samples: Sequence[np.ndarray]) -> list[np.nd
     stream = np.concatenate([np.pad(voice, (0, gap)) for voice in samples])
     raw = ["-f", "s16le", "-ar", str(rate), "-ac", "1"]
     heard = np.frombuffer(_run_ffmpeg(_run_ffmpeg(stream.tobytes(), raw, CODECS[codec]), [], raw), np.int16)
-    stretch = len(heard) / len(stream)  # more or less than 1 where the speed changes
+    stretch = len(heard) / len(stream)  # differs from 1 if the codec changes the speed
     ends = np.cumsum([len(voice) + gap for voice in samples])
     spans = [(end - gap - len(voice), end - gap // 2) for voice, end in zip(samples, ends, strict=True)]
     return [heard[round(start * stretch) : round(end * stretch)] for start, end in spans]
@@ -288,7 +291,7 @@ def _run_ffmpeg(data: bytes, read: list[str], write: list[str]) -> bytes:
 
 
 def noisy(samples: np.ndarray, snr: float, seed: int = 0) -> np.ndarray:
-    """int16 samples with white noise ``snr`` dB under them."""
+    """Add white noise to int16 samples at a signal-to-noise ratio of ``snr`` dB."""
     rms = np.sqrt(np.mean(np.square(samples, dtype=np.float64)))
     noise = np.random.default_rng(seed).standard_normal(len(samples)) * rms * 10 ** (-snr / 20)
     return to_int16((samples + noise) / 32768)

@@ -1,4 +1,4 @@
-"""The voice networks: the study's 1D CNN and an inception network on spectrograms."""
+"""Voice networks: the study's 1D CNN, an inception network on spectrograms, and Distill-MOS."""
 
 from functools import partial
 
@@ -9,10 +9,10 @@ from keras import layers, ops
 from ..blocks import VOICE_OUTPUTS, concat, leaky_dense, normalize, projected_side, registered
 
 
-# --- the voice and fusion networks of the study -----------------------------------------------------------
+# --- the study's network ------------------------------------------------------------------------------------
 @registered
 class MinPooling1D(layers.Layer):
-    """The smallest value under a window that moves by one step: (n, time, channels) -> the same shape."""
+    """Minimum pooling with a stride of one: (n, time, channels) -> the same shape."""
 
     def __init__(self, pool_size: int, **kwargs):
         super().__init__(**kwargs)
@@ -32,9 +32,9 @@ def voice_cnn(as_run: bool = False, normalization: str = "batch") -> keras.Model
     """The study's 1D network for a voice (its figure 4): 30,000 samples at 8 kHz.
 
     (30000, 1) samples -> embedding (32), side1 to side3 (128 each): global maxima of c1, c2 and c3, each
-    through a dense layer. 5,584,440 parameters as drawn. When it ran (as_run) c3 read c2 in place of the
-    second stage, and the embedding read the pooled features past the dense 512 and its dropout; both were
-    dead, which left 4,598,264.
+    through a dense layer. 5,584,440 parameters as drawn. When the study ran it (``as_run``), c3 read c2
+    instead of the second stage, and the embedding read the pooled features instead of the dense 512 with its
+    dropout. Both parts were unused, which left 4,598,264 parameters.
 
     A head on the embedding alone does not train the three dense layers of the sides.
     """
@@ -78,18 +78,20 @@ def voice_cnn(as_run: bool = False, normalization: str = "batch") -> keras.Model
     return keras.Model(samples, outputs, name="voice_cnn")
 
 
-# --- the voice network that replaces the study's ----------------------------------------------------------
+# --- spectrogram and quality networks -----------------------------------------------------------------------
 @registered
 class LogSpectrogram(layers.Layer):
-    """Samples (n, T) at `sample_rate` -> log spectrogram (n, frames, bands, 1), in float32 inside any policy.
+    """Samples (n, T) at ``sample_rate`` -> log spectrogram (n, frames, bands, 1), computed in float32.
 
-    Hann windows of `fft_length` samples every `hop`, centred, edges mirrored: frames = 1 + T // hop.
-    kind: "mel" (triangles of height 1 on the HTK mel scale), "linear" (the log power of every FFT bin:
-        fft_length // 2 + 1 bands, `bands` is not used) or "lfcc" (linear frequency cepstral coefficients:
-        DCT-II of the log of `bands` linear triangles; Sahidullah et al. 2015).
-    standardize: "band" (each band to mean 0 and deviation 1 over the clip: no level, no microphone),
-        "clip" (one mean and deviation for all bands) or "none".
-    `floor` is added to the power before the log.
+    Hann windows of ``fft_length`` samples every ``hop``, centred, with mirrored edges: frames = 1 + T // hop.
+
+    Args:
+        kind: ``mel`` (triangles of height 1 on the HTK mel scale), ``linear`` (log power of every FFT bin:
+            fft_length // 2 + 1 bands, ``bands`` is ignored) or ``lfcc`` (linear frequency cepstral
+            coefficients: DCT-II of the log of ``bands`` linear triangles; Sahidullah et al. 2015).
+        standardize: ``band`` (mean 0 and deviation 1 in each band over the clip, which removes level and
+            microphone), ``clip`` (one mean and deviation for all bands) or ``none``.
+        floor: added to the power before the log.
     """
 
     def __init__(
@@ -167,9 +169,9 @@ def _cosines(size: int) -> np.ndarray:
 
 @registered
 class SpecAugment(layers.Layer):
-    """In training, zeroes `masks` random stretches of time and of bands (Park et al. 2019).
+    """In training, zeroes ``masks`` random spans of time and of bands (Park et al. 2019).
 
-    A stretch is up to `time` or `bands` (shares of the whole, 0..1) wide. Does nothing at inference.
+    A span covers at most the fraction ``time`` or ``bands`` (0..1) of its axis. No effect at inference.
     """
 
     def __init__(
@@ -211,14 +213,16 @@ def voice_inception(
     floor: float = 1e-6,
     attentive: bool = False,
 ) -> keras.Model:
-    """A small inception network on spectrograms of a voice at 16 kHz, with the outputs of `voice_cnn`.
+    """A small inception network on spectrograms of a voice at 16 kHz, with the outputs of :func:`voice_cnn`.
 
-    Each of `kinds` of `LogSpectrogram` has a tower of its own: a 5 x 5 convolution (at every second band if
-    there are over 128), then three stages of two inception blocks with 2, 4 and 8 times `width` channels. The
-    sides are global maxima of the stages through a dense layer; the embedding reads them and the pooled last
-    stage, so that its head trains all of them.
-    attentive: a channel says in which band a value lies, and mean and deviation over time, weighted by
-        attention, are pooled too (Okabe et al. 2018).
+    Each of ``kinds`` (of :class:`LogSpectrogram`) has its own tower: a 5 x 5 convolution (with a stride of
+    two bands if there are over 128), then three stages of two inception blocks with 2, 4 and 8 times
+    ``width`` channels. The side outputs are global maxima of the stages through a dense layer. The embedding
+    reads them and the pooled last stage; its head therefore trains all of them.
+
+    Args:
+        attentive: add the band position as a channel, and also pool attention-weighted mean and deviation
+            over time (Okabe et al. 2018).
     """
     waveform = keras.Input((samples,), name="samples")
     pooled, stages = [], {"side1": [], "side2": [], "side3": []}
@@ -249,7 +253,8 @@ def voice_inception(
 class CompressedSpectrum(layers.Layer):
     """Samples (n, T) -> complex spectrum with magnitudes to the power of 0.3: (n, bands, frames, 2).
 
-    Peak 1 first; Hann windows of 320 samples every 160, edges mirrored by 80: the input of Distill-MOS.
+    The input of Distill-MOS: samples scaled to a peak of 1, Hann windows of 320 samples every 160, edges
+    mirrored by 80.
     """
 
     def __init__(self, **kwargs):
@@ -272,7 +277,7 @@ class CompressedSpectrum(layers.Layer):
 
 @registered
 class MeanAndDeviation(layers.Layer):
-    """Over time: (n, bands, time, channels) -> (n, 2 * bands * channels)."""
+    """Mean and deviation over time: (n, bands, time, channels) -> (n, 2 * bands * channels)."""
 
     def call(self, x):
         x = ops.cast(x, "float32")
@@ -287,11 +292,11 @@ class MeanAndDeviation(layers.Layer):
 
 
 def voice_quality(samples: int = 64600, heard: int = 48000) -> keras.Model:
-    """The convolutions of Distill-MOS (Stahl and Gamper 2025), judge of speech quality, with an "embedding".
+    """The convolutions of Distill-MOS (Stahl and Gamper 2025), an estimator of speech quality.
 
-    Its weights (MIT, package distillmos 0.9.1: `cnn.cnn.0` to `cnn.cnn.10`) were distilled from a judge on
-    wav2vec 2.0 XLS-R and stay as they are. The embedding: mean and deviation of the last maps over time. The
-    middle `heard` samples are heard.
+    Its weights (MIT, package distillmos 0.9.1: ``cnn.cnn.0`` to ``cnn.cnn.10``) were distilled from an
+    estimator on wav2vec 2.0 XLS-R and stay frozen. The output ``embedding`` is the mean and deviation of the
+    last feature maps over time. The network reads the middle ``heard`` samples.
     """
     waveform = keras.Input((samples,), name="samples")
     edge = (samples - heard) // 2
@@ -306,7 +311,7 @@ def voice_quality(samples: int = 64600, heard: int = 48000) -> keras.Model:
 
 @registered
 class BandPosition(layers.Layer):
-    """A second channel with the place of each band, -1..1: (n, time, bands, 1) -> (n, time, bands, 2)."""
+    """Adds the position of each band, -1..1, as a channel: (n, time, bands, 1) -> (n, time, bands, 2)."""
 
     def call(self, x):
         place = ops.cast(np.linspace(-1, 1, x.shape[2])[None, None, :, None], x.dtype)
@@ -331,7 +336,7 @@ class Statistics(layers.Layer):
 
 
 def _attentive_statistics(x):
-    """(n, time, bands, channels): one weight for each band and channel, then statistics over time."""
+    """Sum (n, time, bands, channels) over bands with learned weights, then pool statistics over time."""
     x = layers.DepthwiseConv2D((1, x.shape[2]), use_bias=False)(x)
     x = layers.ReLU()(normalize(layers.Reshape((x.shape[1], x.shape[3]))(x), "batch"))
     return Statistics()(x, layers.Dense(x.shape[2])(layers.Dense(64, activation="tanh")(x)))
@@ -347,7 +352,7 @@ def _normalized_conv(x, filters: int, size: int, normalization: str, strides=1):
 
 
 def spectrogram_block(x, filters: int, normalization: str):
-    """Four branches of `filters / 4` each: 1 x 1; 3 x 3; two 3 x 3; 3 x 3 maximum (Szegedy et al. 2016)."""
+    """Four branches of ``filters / 4``: 1 x 1; 3 x 3; two 3 x 3; 3 x 3 maximum (Szegedy et al. 2016)."""
     conv = partial(_normalized_conv, filters=filters // 4, normalization=normalization)
     three, five = conv(x, size=1), conv(x, size=1)
     return concat(

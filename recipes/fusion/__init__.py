@@ -1,1 +1,1 @@
-"""Train and compare the ways to join the branches."""
+"""Train and compare the fusion methods."""

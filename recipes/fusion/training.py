@@ -1,7 +1,7 @@
-"""Train and compare the ways to join the branches, on clips that are assembled from faces and voices.
+"""Train and compare fusion methods, on clips assembled from faces and voices.
 
-Labelled clips with sound are few. A clip is therefore assembled from ten augmented views of one face crop, as
-its ten frames, and a random voice; it is FAKE if either is. The branches are frozen.
+Labelled clips with sound are few. Each assembled clip therefore combines ten augmented views of one face
+crop, as its ten frames, with a random voice. It is FAKE if either is. The branches are frozen.
 """
 
 from collections.abc import Callable
@@ -26,14 +26,19 @@ from kaggle_utils.metrics import (
     log_loss,
     sigmoid,
 )
+from kaggle_utils.report import zone_of
 from kaggle_utils.results import result, save_results
 from kaggle_utils.voice.data import Voices
 from kaggle_utils.voice.signal import windows
 
 MISSING = 0.15  # share of the training clips without a face, and without a voice
-KINDS = {(REAL, REAL): "real", (FAKE, REAL): "fake face", (REAL, FAKE): "fake voice",
-         (FAKE, FAKE): "both fake"}
-PRIOR = 0.75  # share of fakes where the four kinds are equally many
+KINDS = {
+    (REAL, REAL): "real",
+    (FAKE, REAL): "fake face",
+    (REAL, FAKE): "fake voice",
+    (FAKE, FAKE): "both fake",
+}
+PRIOR = 0.75  # share of fakes if the four kinds are equally frequent
 FACES_AT_ONCE = 8  # batch size of embed_faces
 EVEN_SHARE = 2 / 3  # noisy-or's voice share at that prior: half of the voices are fake
 
@@ -52,8 +57,9 @@ class Embeddings:
     groups: np.ndarray
 
     def take(self, rows: np.ndarray) -> "Embeddings":
-        return Embeddings({name: x[rows] for name, x in self.outputs.items()}, self.labels[rows],
-                          self.groups[rows])
+        return Embeddings(
+            {name: x[rows] for name, x in self.outputs.items()}, self.labels[rows], self.groups[rows]
+        )
 
     def halves(self, share: float = 0.5, seed: int = 0) -> tuple["Embeddings", "Embeddings"]:
         """Two parts without a common group, the first with ``share`` of the groups."""
@@ -63,15 +69,20 @@ class Embeddings:
 
     def save(self, path) -> None:
         """Write one npz, with the outputs in float16."""
-        np.savez(path, labels=self.labels, groups=self.groups.astype(str),
-                 **{name: x.astype(np.float16) for name, x in self.outputs.items()})
+        np.savez(
+            path,
+            labels=self.labels,
+            groups=self.groups.astype(str),
+            **{name: x.astype(np.float16) for name, x in self.outputs.items()},
+        )
 
     @classmethod
     def load(cls, path) -> "Embeddings":
         """Read a file of :meth:`save`, in float32."""
         with np.load(path, allow_pickle=False) as file:
-            outputs = {name: file[name].astype(np.float32)
-                       for name in file.files if name not in ("labels", "groups")}
+            outputs = {
+                name: file[name].astype(np.float32) for name in file.files if name not in ("labels", "groups")
+            }
             return cls(outputs, file["labels"], file["groups"])
 
 
@@ -93,24 +104,34 @@ class AugmentedNetwork(keras.Model):
         return self.network(self.augment(inputs, training=True), training=False)
 
 
-def embed_faces(network: keras.Model, faces: Faces, size: int = 256, views: int = FRAMES,
-                seed: int = 0) -> Embeddings:
+def embed_faces(
+    network: keras.Model, faces: Faces, size: int = 256, views: int = FRAMES, seed: int = 0
+) -> Embeddings:
     """Run slightly different views of each crop through the face network.
 
     Args:
         views: number of different views; they are repeated to ten.
     """
-    augmented = AugmentedNetwork(network, FaceAugment(
-        size, zoom=1.06, shift=0.04, angle=5.0, cutout=0.0, quality=0.25, seed=seed))
+    augmented = AugmentedNetwork(
+        network, FaceAugment(size, zoom=1.06, shift=0.04, angle=5.0, cutout=0.0, quality=0.25, seed=seed)
+    )
     order, count = np.resize(np.arange(views), FRAMES), len(faces.table)
     parts = []
     for start in tqdm(range(0, count, FACES_AT_ONCE), unit="batch"):
         rows = np.repeat(np.minimum(np.arange(start, start + FACES_AT_ONCE), count - 1), views)
         crops, ones = faces.crops[rows], np.ones((len(rows), 1), np.float32)
-        outputs = augmented.predict_on_batch({"crop": crops, "mask": np.zeros_like(crops[..., :1]),
-                                              "points": faces.points[rows], "label": ones, "width": ones})
-        parts.append({name: np.asarray(x).reshape(FACES_AT_ONCE, views, -1)[:, order]
-                      for name, x in outputs.items()})
+        outputs = augmented.predict_on_batch(
+            {
+                "crop": crops,
+                "mask": np.zeros_like(crops[..., :1]),
+                "points": faces.points[rows],
+                "label": ones,
+                "width": ones,
+            }
+        )
+        parts.append(
+            {name: np.asarray(x).reshape(FACES_AT_ONCE, views, -1)[:, order] for name, x in outputs.items()}
+        )
     outputs = {name: np.concatenate([part[name] for part in parts])[:count] for name in parts[0]}
     return Embeddings(outputs, faces.table["label"].to_numpy(), faces.table["group"].to_numpy(str))
 
@@ -125,8 +146,10 @@ def embed_voices(network: keras.Model, voices: Voices) -> Embeddings:
     parts = [windows(samples / np.float32(32768), shape[0]) for samples in voices.samples]
     outputs = network.predict(np.concatenate(parts).reshape(-1, *shape), batch_size=8, verbose=0)
     ends = np.cumsum([len(part) for part in parts])[:-1]
-    means = {name: np.stack([part.mean(0) for part in np.split(np.asarray(x), ends)])
-             for name, x in outputs.items()}
+    means = {
+        name: np.stack([part.mean(0) for part in np.split(np.asarray(x), ends)])
+        for name, x in outputs.items()
+    }
     table = voices.table
     return Embeddings(means, table["label"].to_numpy(), table["speaker"].to_numpy(str))
 
@@ -167,12 +190,20 @@ def assemble(faces: Embeddings, voices: Embeddings, count: int, seed: int = 0, m
     inputs |= {f"voice_{name}": voices.outputs[name][voice_rows] for name in BRANCH_OUTPUTS}
     inputs |= {"face_mask": mask.astype(np.float32), "voice_mask": heard[:, None].astype(np.float32)}
     logits = faces.outputs["logit"][face_rows][..., 0]
-    table = pd.DataFrame({"face": np.where(seen, faces.labels[face_rows], -1),
-                          "voice": np.where(heard, voices.labels[voice_rows], -1),
-                          "group": faces.groups[face_rows]})
+    table = pd.DataFrame(
+        {
+            "face": np.where(seen, faces.labels[face_rows], -1),
+            "voice": np.where(heard, voices.labels[voice_rows], -1),
+            "group": faces.groups[face_rows],
+        }
+    )
     table["label"] = (table[["face", "voice"]] == FAKE).any(axis=1).astype(int)
-    return Clips(inputs, np.array([pooled(*pair) for pair in zip(logits, mask, strict=True)]),
-                 np.where(heard, voices.outputs["logit"][voice_rows][:, 0], np.nan), table)
+    return Clips(
+        inputs,
+        np.array([pooled(*pair) for pair in zip(logits, mask, strict=True)]),
+        np.where(heard, voices.outputs["logit"][voice_rows][:, 0], np.nan),
+        table,
+    )
 
 
 def _balanced(labels: np.ndarray, count: int, random: np.random.Generator) -> np.ndarray:
@@ -205,8 +236,10 @@ def branch_lines(clips: Clips) -> dict[str, tuple[float, float]]:
 
 def branch_logits(clips: Clips, lines: dict[str, tuple[float, float]]) -> np.ndarray:
     """Calibrated logits of face and voice, float (N, 2); 0 (uninformative) for a missing one."""
-    pairs = [scale * logits + shift
-             for (scale, shift), logits in ((lines["face"], clips.face), (lines["voice"], clips.voice))]
+    pairs = [
+        scale * logits + shift
+        for (scale, shift), logits in ((lines["face"], clips.face), (lines["voice"], clips.voice))
+    ]
     return np.nan_to_num(np.stack(pairs, axis=1))
 
 
@@ -214,9 +247,15 @@ def noisy_or(clips: Clips, lines: dict, voice_share: float = EVEN_SHARE, prior: 
     """:class:`rules.NoisyOr` on assembled clips: log odds (N,) with the prior removed again."""
     join = NoisyOr(Calibration(lines, (0, 1)), voice_share)
     whole = np.ones(1, bool)
-    answers = [join({"logit": np.full((1, 1), face)}, whole & np.isfinite(face),
-                    {"logit": np.full((1, 1), voice)} if np.isfinite(voice) else None, prior)
-               for face, voice in zip(clips.face, clips.voice, strict=True)]
+    answers = [
+        join(
+            {"logit": np.full((1, 1), face)},
+            whole & np.isfinite(face),
+            {"logit": np.full((1, 1), voice)} if np.isfinite(voice) else None,
+            prior,
+        )
+        for face, voice in zip(clips.face, clips.voice, strict=True)
+    ]
     answers = np.clip(answers, 1e-7, 1 - 1e-7)
     return np.log(answers / (1 - answers)) - log_odds(prior)
 
@@ -226,7 +265,7 @@ def last_logits(network: keras.Model, clips: Clips) -> np.ndarray:
 
 
 def fit_methods(train: Clips) -> dict[str, Method]:
-    """Every fusion method but the study's last network, which notebook 06 trains, fitted on ``train``.
+    """Fit every fusion method on ``train``, except the study's last network, which notebook 06 trains.
 
     A single branch detects its own fakes: half of the faces are fake and half of the voices. Noisy-or
     combines these two answers. The other methods are fitted on the clips' labels and need a calibration line.
@@ -241,13 +280,15 @@ def fit_methods(train: Clips) -> dict[str, Method]:
         "mean of logits": Method(lambda clips: branch_logits(clips, lines).mean(axis=1)),
         "noisy-or": Method(lambda clips: noisy_or(clips, lines), PRIOR),
         "logistic regression": Method(
-            lambda clips: regression.decision_function(branch_logits(clips, lines))),
+            lambda clips: regression.decision_function(branch_logits(clips, lines))
+        ),
     }
 
 
 # --- comparison ---------------------------------------------------------------------------------------------
-def probabilities(method: Method, calibrate: Clips, clips: Clips,
-                  limits: tuple[float, float] = (0.01, 0.99)) -> np.ndarray:
+def probabilities(
+    method: Method, calibrate: Clips, clips: Clips, limits: tuple[float, float] = (0.01, 0.99)
+) -> np.ndarray:
     """P(fake) of ``clips``, float (N,), by the method's prior or a line fitted on ``calibrate``, clipped."""
     scale, shift, prior = 1.0, 0.0, method.prior
     if prior is None:
@@ -255,8 +296,9 @@ def probabilities(method: Method, calibrate: Clips, clips: Clips,
     return np.clip(sigmoid(scale * method.logits(clips) + shift + log_odds(prior)), *limits)
 
 
-def best_limits(labels: np.ndarray, chances: np.ndarray,
-                margins=(0.001, 0.003, 0.01, 0.02, 0.05)) -> tuple[float, float]:
+def best_limits(
+    labels: np.ndarray, chances: np.ndarray, margins=(0.001, 0.003, 0.01, 0.02, 0.05)
+) -> tuple[float, float]:
     """The range (margin, 1 − margin) with the lowest log loss on clips not used for calibration."""
     best = min(margins, key=lambda margin: log_loss(labels, np.clip(chances, margin, 1 - margin)))
     return best, 1 - best
@@ -264,8 +306,9 @@ def best_limits(labels: np.ndarray, chances: np.ndarray,
 
 def kind_of(clips: Clips) -> np.ndarray:
     """The name in ``KINDS`` of each clip, str (N,)."""
-    return np.array([KINDS.get(pair, "missing")
-                     for pair in zip(clips.table["face"], clips.table["voice"], strict=True)])
+    return np.array(
+        [KINDS.get(pair, "missing") for pair in zip(clips.table["face"], clips.table["voice"], strict=True)]
+    )
 
 
 def fusion_metrics(clips: Clips, chances: np.ndarray, interval: bool = True) -> dict:
@@ -278,28 +321,90 @@ def fusion_metrics(clips: Clips, chances: np.ndarray, interval: bool = True) -> 
         if kind != KINDS[REAL, REAL]:
             lines[f"AUC, {kind}"] = auc, chosen | (kinds == KINDS[REAL, REAL])
     everything = np.ones(len(labels), bool)
-    lines |= {"log loss": (log_loss, everything), "AUC": (auc, everything),
-              "ECE": (expected_calibration_error, everything)}
+    lines |= {
+        "log loss": (log_loss, everything),
+        "AUC": (auc, everything),
+        "ECE": (expected_calibration_error, everything),
+    }
     result = {}
     for name, (metric, chosen) in lines.items():
         some = labels[chosen], chances[chosen]
         result[name] = metric(*some)
         if interval:
-            result[f"{name} low"], result[f"{name} high"] = bootstrap_interval(metric, *some, groups[chosen],
-                                                                               rounds=300)
+            result[f"{name} low"], result[f"{name} high"] = bootstrap_interval(
+                metric, *some, groups[chosen], rounds=300
+            )
     return result
 
 
 def compare(methods: dict[str, Method], calibrate: Clips, test: Clips, interval: bool = True) -> pd.DataFrame:
     """One row per method on the same clips: :func:`fusion_metrics` of its probabilities."""
-    return pd.DataFrame({name: fusion_metrics(test, probabilities(method, calibrate, test), interval)
-                         for name, method in methods.items()}).T
+    return pd.DataFrame(
+        {
+            name: fusion_metrics(test, probabilities(method, calibrate, test), interval)
+            for name, method in methods.items()
+        }
+    ).T
 
 
-def save_comparison(table: pd.DataFrame, clips: Clips, seed: int) -> None:
-    """Put log loss, AUC and calibration error of every method into ``models/results.json``."""
-    source = {"data": f"{len(clips.labels):,} assembled clips, DFDC parts 48–49 and unheard speakers",
-              "split": "by original and speaker", "seed": seed,
-              "command": "notebooks/06_fusion_training.ipynb with DEEPFAKE_DATA"}
-    save_results(result(f"fusion/{method}/{name}", row[name], (row[f"{name} low"], row[f"{name} high"]), **source)
-                 for method, row in table.iterrows() for name in ("log loss", "AUC", "ECE"))
+def scored(table: pd.DataFrame, group: str, frames: bool) -> Embeddings:
+    """Embeddings that hold logits alone, for the methods that need no more.
+
+    Args:
+        table: columns ``label``, ``logit`` and the one that ``group`` names. frames: repeat the logit over
+        ten frames, for faces.
+    """
+    shape = (len(table), FRAMES, 1) if frames else (len(table), 1)
+    logits = np.broadcast_to(table["logit"].to_numpy(np.float32).reshape(-1, *[1] * (len(shape) - 1)), shape)
+    outputs = {name: np.zeros(shape, np.float32) for name in BRANCH_OUTPUTS} | {"logit": logits}
+    return Embeddings(outputs, table["label"].to_numpy(int), table[group].to_numpy(str))
+
+
+def compare_scores(
+    validation: pd.DataFrame,
+    test: pd.DataFrame,
+    voices: pd.DataFrame,
+    lines: dict,
+    clips: int = 8000,
+    seed: int = 0,
+) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Compare the methods on scores of faces and voices that the networks never met.
+
+    Args:
+        validation, test: faces with ``label``, ``logit`` and ``group`` (the original).
+        voices: out-of-fold scores with ``label``, ``logit`` and ``page``; pages are split.
+        lines: the shipped calibration, for the method "noisy-or, as shipped".
+
+    Returns:
+        The table of :func:`compare`, and for each word of the report the clips and the share of fakes.
+    """
+    fit_faces, line_faces = scored(validation, "group", True).halves(0.6, seed)
+    fit_voices, others = scored(voices, "page", False).halves(0.4, seed)
+    line_voices, test_voices = others.halves(0.4, seed)
+    line = assemble(line_faces, line_voices, clips // 2, seed + 1)
+    chosen = assemble(scored(test, "group", True), test_voices, clips // 2, seed + 2)
+    methods = fit_methods(assemble(fit_faces, fit_voices, clips, seed, missing=MISSING))
+    methods["noisy-or, as shipped"] = Method(lambda some: noisy_or(some, lines), PRIOR)
+    table = compare(methods, line, chosen)
+    answers = probabilities(methods["noisy-or, as shipped"], line, chosen)
+    words = pd.DataFrame({"word": [zone_of(answer).name for answer in answers], "fake": chosen.labels})
+    return table, words.groupby("word")["fake"].agg(clips="size", fakes="mean")
+
+
+def save_comparison(table: pd.DataFrame, words: pd.DataFrame, command: str, seed: int = 0) -> None:
+    """Put log loss, AUC and calibration error of every method, and the words, into ``models/results.json``.
+    """
+    source = {
+        "data": "4,000 assembled clips, faces of DFDC parts 48–49, voices of unheard pages",
+        "seed": seed,
+        "split": "by original and page",
+        "command": command,
+    }
+    save_results(
+        result(f"fusion/{method}/{name}", row[name], (row[f"{name} low"], row[f"{name} high"]), **source)
+        for method, row in table.iterrows()
+        for name in ("log loss", "AUC", "ECE")
+    )
+    save_results(
+        result(f"fusion/fakes among/{word}", row["fakes"], **source) for word, row in words.iterrows()
+    )

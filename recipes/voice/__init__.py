@@ -1,1 +1,1 @@
-"""Train and judge the voice networks."""
+"""Train and evaluate the voice networks."""

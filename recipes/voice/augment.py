@@ -1,4 +1,4 @@
-"""What recording and transmission do to a voice, on the device."""
+"""Random effects of recording and transmission on voices, on the device."""
 
 import keras
 import numpy as np
@@ -9,16 +9,17 @@ from kaggle_utils.media.sound import SAMPLE_RATE
 
 @keras.saving.register_keras_serializable("kaggle_utils")
 class ChannelAugment(keras.layers.Layer):
-    """What recording and transmission do to a voice, drawn anew for each one and alike for both classes.
+    """Effects of recording and transmission, drawn for each voice by the same rule in both classes.
 
-    int16 (n, T) -> float32 (n, T), RMS −26 dBFS. In training: a room, an equaliser of up to ``equaliser`` dB,
-    the telephone band or a low-pass at 3.4 to 7.5 kHz, coloured noise ``snr`` dB under the voice, clipping, a
-    flipped sign.
+    int16 (n, T) -> float32 (n, T). In training: a room, an equaliser of up to ``equaliser`` dB, the telephone
+    band or a low-pass at 3.4 to 7.5 kHz, clipping, coloured noise ``snr`` dB below the voice, a flipped sign,
+    and an RMS of −26 dBFS.
 
     Args:
         rate: of the samples, in Hz.
-        equaliser: dB. snr: lowest and highest, dB.
-        band, noise, clip, room: shares of the voices that get it.
+        equaliser: maximum gain in dB. snr: lowest and highest signal-to-noise ratio in dB.
+        band, noise, clip, room: fractions of the voices that get each effect.
+        enabled: False switches all effects off.
     """
 
     def __init__(
@@ -73,7 +74,7 @@ class ChannelAugment(keras.layers.Layer):
         return x * (sign * 0.05 / _rms(x))
 
     def _in_a_room(self, x, count, length):
-        """Direct sound and, −12 to +3 dB of it, noise that decays by 60 dB in 0.15 to 0.8 s (Moorer 1979)."""
+        """Add reverberation at −12 to +3 dB: noise that decays by 60 dB in 0.15 to 0.8 s (Moorer 1979)."""
         seconds = np.arange(length, dtype=np.float32)[None] / self.settings["rate"]
         decay = ops.exp(-6.9 * seconds / self._uniform(count, 0.15, 0.8))
         tail = keras.random.normal((count, length), seed=self.random) * decay
@@ -83,7 +84,7 @@ class ChannelAugment(keras.layers.Layer):
         return ops.irfft((a * c - b * d, a * d + b * c), fft_length=length)
 
     def _response(self, count, frequency):
-        """Gain (count, bins): a smooth random equaliser and, for some, a band limit."""
+        """Gain (count, bins): a smooth random equaliser and, for some voices, a band limit."""
         place = np.log2(np.maximum(frequency, 50.0) / 50.0)  # octaves
         db = 0.0
         for octaves in (1.5, 3.0, 6.0):

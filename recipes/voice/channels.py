@@ -1,4 +1,4 @@
-"""What voices are judged through: codecs, band limits, noise and a room, the same for every run."""
+"""Test channels for voices: codecs, band limits, noise and a room, the same for every run."""
 
 from pathlib import Path
 
@@ -22,7 +22,7 @@ CHANNELS = (
 
 
 def heard_through(voices: Voices, channel: str, processes: int = 1) -> Voices:
-    """Voices as recorded, at 16 kHz, after one of ``CHANNELS``; canonical."""
+    """Pass recorded voices at 16 kHz through one of ``CHANNELS``; returns canonical voices."""
     if channel in CODECS:
         samples = recoded(voices.samples, channel, voices.rate, processes)
     else:
@@ -49,7 +49,7 @@ def _heard(channel: str, samples: np.ndarray, seed: int) -> np.ndarray:
 
 
 def _in_a_room(samples: np.ndarray, seed: int) -> np.ndarray:
-    """Direct sound and, 3 dB under it, noise that decays by 60 dB in 0.5 s (Moorer 1979)."""
+    """Add reverberation 3 dB below the direct sound: noise that decays by 60 dB in 0.5 s (Moorer 1979)."""
     seconds = np.arange(SAMPLE_RATE // 2) / SAMPLE_RATE
     tail = np.random.default_rng(seed).standard_normal(len(seconds)) * np.exp(-6.9 * seconds / 0.5)
     tail *= 10 ** (-3 / 20) / np.sqrt(np.sum(np.square(tail)))
@@ -59,10 +59,10 @@ def _in_a_room(samples: np.ndarray, seed: int) -> np.ndarray:
 
 
 def make_channels(folder: str | Path, corpus: Voices, output: str | Path, processes: int = 1) -> None:
-    """Write the voices of ``corpus`` through each channel that ``output`` lacks to ``CHANNEL.npz``.
+    """Write the voices of ``corpus`` through each channel to ``CHANNEL.npz`` in ``output``, if missing.
 
     Args:
-        folder: where ``corpus`` comes from (``data.read_voices``): a channel hears them as recorded.
+        folder: the source of ``corpus`` (``data.read_voices``): channels are applied to the recordings.
     """
     lacking = [channel for channel in CHANNELS if not channel_file(output, channel).is_file()]
     if not lacking:
@@ -82,7 +82,7 @@ def channel_file(folder: str | Path, channel: str) -> Path:
 
 
 def with_channels(voices: Voices, folder: str | Path) -> Voices:
-    """Canonical voices with what ``folder`` holds of them through each channel as their copies."""
+    """Canonical voices whose copies are their versions through each channel, read from ``folder``."""
     heard = [Voices.load(channel_file(folder, channel)).samples for channel in CHANNELS[1:]]
     copies = [[copy for copy in some if len(copy)] for some in zip(*heard, strict=True)]
     return Voices(voices.table, voices.samples, voices.rate, copies)

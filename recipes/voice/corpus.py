@@ -1,6 +1,7 @@
-"""Build the corpus of voices from clones of public repositories, by the manifest ``recordings.csv``.
+"""Build the corpus of voices from clones of public repositories, as listed in ``recordings.csv``.
 
-The manifest holds facts alone: where a recording lies and what it is. Each recording keeps its own terms.
+This manifest holds only facts: the location and the kind of each recording. Each recording keeps its own
+licence.
 """
 
 import subprocess
@@ -19,10 +20,12 @@ SECONDS = 4.0  # kept from the middle of each recording
 
 
 def read_manifest(path: str | Path = MANIFEST) -> pd.DataFrame:
-    """The recordings: ``COLUMNS``, all text; ``label`` is ``bona_fide`` or ``spoof``, ``system`` of a spoof.
+    """Read the list of recordings: ``COLUMNS``, all text.
+
+    ``label`` is ``bona_fide`` or ``spoof``; ``system`` names the system that made a spoof.
 
     Raises:
-        ValueError: a column is missing, or a label is another.
+        ValueError: a column is missing, or a label is unknown.
     """
     table = pd.read_csv(path, dtype=str, keep_default_na=False)
     if missing := set(COLUMNS) - set(table):
@@ -33,7 +36,7 @@ def read_manifest(path: str | Path = MANIFEST) -> pd.DataFrame:
 
 
 def build(clones: str | Path, output: str | Path, manifest: str | Path = MANIFEST) -> pd.DataFrame:
-    """Write the recordings that can be had as 16 kHz FLAC, mono, with ``index.csv`` for ``data.read_voices``.
+    """Write the available recordings as mono FLAC at 16 kHz, with ``index.csv`` for ``data.read_voices``.
 
     Args:
         clones: holds a git clone of each repository, bare or not, under ``OWNER/NAME``.
@@ -61,16 +64,17 @@ def build(clones: str | Path, output: str | Path, manifest: str | Path = MANIFES
 
 
 def _recording(clone: Path, commit: str, path: str) -> np.ndarray:
-    """float32 (T,) at 16 kHz of a file in a commit.
+    """Read the sound of a file in a commit, float32 (T,) at 16 kHz.
 
     Raises:
-        FileNotFoundError: no clone, commit or file, or it is kept by Git LFS. UnreadableClip: no sound in it.
+        FileNotFoundError: clone, commit or file is missing, or Git LFS stores the file.
+        UnreadableClip: the file has no sound.
     """
     shown = subprocess.run(["git", "-C", str(clone), "show", f"{commit}:{path}"], capture_output=True)
     if shown.returncode:
         raise FileNotFoundError(f"{clone}: {shown.stderr.decode(errors='replace').strip()}")
     if shown.stdout.startswith(b"version https://git-lfs"):
-        raise FileNotFoundError(f"{clone}: {path} is kept by Git LFS")
+        raise FileNotFoundError(f"{clone}: {path} is stored in Git LFS")
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / f"recording{Path(path).suffix}"
         file.write_bytes(shown.stdout)
@@ -81,7 +85,7 @@ def _recording(clone: Path, commit: str, path: str) -> np.ndarray:
 
 
 def _middle(samples: np.ndarray) -> np.ndarray:
-    """Without zeros at the ends, no longer than ``SECONDS``."""
+    """Trim zeros at the ends and keep at most ``SECONDS`` from the middle."""
     heard = np.flatnonzero(samples)
     samples, longest = samples[heard[0] : heard[-1] + 1], int(SECONDS * SAMPLE_RATE)
     return samples[max(len(samples) - longest, 0) // 2 :][:longest]

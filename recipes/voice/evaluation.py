@@ -1,7 +1,8 @@
-"""Judge voice networks on pages and systems that they never heard, as recorded and through channels.
+"""Evaluate voice networks on unseen pages and systems, as recorded and through channels.
 
-Five folds of pages: the networks of a fold learn from the other pages, without the systems of their own
-(``data.training_rows``), and judge theirs. :func:`judge_folds` trains and scores; :func:`tables` shows it.
+The pages form five folds. The networks of a fold are trained on the other pages, without the systems of that
+fold (``data.training_rows``), and evaluated on its pages. :func:`judge_folds` trains and scores;
+:func:`tables` summarises the scores.
 """
 
 from collections.abc import Sequence
@@ -24,11 +25,11 @@ from .channels import CHANNELS, channel_file, make_channels, with_channels
 from .training import RUNS, VoiceSettings, load_corpus, predict_logits, train_voice
 
 MEMBERS = ("linear", "lfcc", "quality")  # averaged: voice.keras, voice_lfcc.keras, voice_quality.keras
-SPEAKERS = "speakers"  # in the place of a fold: known systems and pages, unknown speakers
+SPEAKERS = "speakers"  # instead of a fold: known systems and pages, unseen speakers
 COMMAND = "python -m recipes evaluate voice"
 
 
-# --- folds ------------------------------------------------------------------------------------------------
+# --- folds --------------------------------------------------------------------------------------------------
 def judge_folds(
     folder: str | Path,
     output: str | Path,
@@ -36,16 +37,16 @@ def judge_folds(
     minutes: float | None = None,
     processes: int = 1,
 ) -> pd.DataFrame:
-    """Scores of every voice by networks that never heard its page and systems.
+    """Score every voice with networks trained without its page and its systems.
 
     Args:
-        folder: of voices (``data.read_voices``). names: of ``RUNS``. minutes: for each training.
-        output: gets corpus, channels, runs and scores. What it holds is not made again: a run that was
-            interrupted goes on, and networks that were trained elsewhere are judged.
+        folder: holds the voices (``data.read_voices``). names: of ``RUNS``. minutes: time limit per training.
+        output: gets corpus, channels, runs and scores. Existing files are reused: an interrupted evaluation
+            resumes, and networks trained elsewhere are scored.
 
     Returns:
-        A line for each voice, channel, network: ``data.COLUMNS``, ``row``, ``channel``, ``fold`` (−1: known
-        systems and unknown speakers), ``logit``, ``network`` (LFCC and logistic regression among them).
+        One row per voice, channel and network: ``data.COLUMNS``, ``row``, ``channel``, ``fold`` (−1: known
+        systems, unseen speakers), ``logit``, ``network`` (with the baseline ``lfcc_regression``).
     """
     output = Path(output)
     corpus = load_corpus(output / "voices.npz", folder, processes)
@@ -68,7 +69,7 @@ def judge_folds(
 def _judge(
     settings: VoiceSettings, corpus: Voices, judged: int | str, output: Path, minutes: float | None
 ) -> tuple[keras.Model, np.ndarray]:
-    """The network of a fold, trained where ``output`` lacks it, and the rows that it judges."""
+    """The network of a fold, trained if ``output`` does not hold it, and its test rows."""
     name = f"{settings.name}_{judged}"
     learnt, rows = split_speakers(corpus.table) if judged == SPEAKERS else split_fold(corpus.table, judged)
     if (saved := output / f"{name}.keras").is_file():
@@ -78,13 +79,13 @@ def _judge(
 
 
 def split_fold(table: pd.DataFrame, judged: int) -> tuple[np.ndarray, np.ndarray]:
-    """Rows to learn from and rows to judge, of a fold of pages."""
+    """Training rows and test rows of a fold of pages."""
     fold = folds(table)
     return training_rows(table, fold, judged), np.flatnonzero(fold == judged)
 
 
 def split_speakers(table: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
-    """The same with a fifth of the named speakers left out, judged on systems that are learnt from."""
+    """Training rows, and test rows of a fifth of the named speakers whose systems are in training."""
     names = np.random.default_rng(0).permutation(sorted(set(table["speaker"]) - {""}))
     held = table["speaker"].isin(names[: len(names) // 5])
     known = table["system"].isin(set(table.loc[~held, "system"]))
@@ -94,7 +95,7 @@ def split_speakers(table: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
 def score_channels(
     network: keras.Model, settings: VoiceSettings, rows: np.ndarray, channels: str | Path
 ) -> pd.DataFrame:
-    """Logits of these rows through every channel; a voice that a channel leaves silent is left out."""
+    """Logits of these rows through every channel, without the voices that a channel makes silent."""
     parts = []
     for channel in CHANNELS:
         voices = Voices.load(channel_file(channels, channel)).take(rows).at(settings.rate)
@@ -105,10 +106,10 @@ def score_channels(
 
 
 def averaged(scores: pd.DataFrame, names: Sequence[str] = MEMBERS) -> pd.DataFrame:
-    """Scores of the average of some networks: the mean of their logits.
+    """Average the logits of some networks.
 
     Raises:
-        ValueError: one of them lacks a voice or channel that another has.
+        ValueError: a network has no score for a voice and channel that another has scored.
     """
     some = scores[scores["network"].isin(names)]
     keys = [column for column in some.columns if column not in ("network", "logit")]
@@ -118,7 +119,7 @@ def averaged(scores: pd.DataFrame, names: Sequence[str] = MEMBERS) -> pd.DataFra
     return mean.rename(columns={"mean": "logit"}).drop(columns="size")
 
 
-# --- the plain baseline -----------------------------------------------------------------------------------
+# --- baseline -----------------------------------------------------------------------------------------------
 def lfcc_statistics(samples: np.ndarray, rate: int = SAMPLE_RATE) -> np.ndarray:
     """Mean and deviation of 60 LFCC over a canonical voice: float32 (120,)."""
     features = lfcc(samples, rate)
@@ -126,7 +127,7 @@ def lfcc_statistics(samples: np.ndarray, rate: int = SAMPLE_RATE) -> np.ndarray:
 
 
 def lfcc_baseline(voices: Voices) -> pd.DataFrame:
-    """Logistic regression on :func:`lfcc_statistics`, on the same folds, as recorded."""
+    """Scores of a logistic regression on :func:`lfcc_statistics`, on the same folds, as recorded."""
     from sklearn.linear_model import LogisticRegression
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler
@@ -142,11 +143,11 @@ def lfcc_baseline(voices: Voices) -> pd.DataFrame:
     return pd.concat(parts, ignore_index=True)
 
 
-# --- figures ----------------------------------------------------------------------------------------------
+# --- metrics ------------------------------------------------------------------------------------------------
 def error_rates(scores: pd.DataFrame, by: str = "page") -> pd.DataFrame:
-    """EER and AUC of each page (or channel, fold) with both classes, and of all, with 95 % intervals.
+    """EER and AUC of each page (or channel, fold) with both classes, and overall, with 95 % intervals.
 
-    Intervals resample the voices of a page, and whole pages for all.
+    The intervals resample voices within a page; otherwise they resample whole pages.
     """
     groups = {name: some for name, some in scores.groupby(by, sort=False) if some["label"].nunique() == 2}
     lines = {name: _error_rate(some, some["page"] if by != "page" else None) for name, some in groups.items()}
@@ -168,20 +169,20 @@ def _error_rate(some: pd.DataFrame, groups: pd.Series | None) -> dict:
 
 
 def recall(scores: pd.DataFrame, alarms: float = 0.05) -> pd.DataFrame:
-    """Recall of each system at the threshold that flags a share ``alarms`` of all bona fide voices."""
+    """Recall of each system at the threshold that flags the fraction ``alarms`` of all bona fide voices."""
     threshold = float(np.quantile(scores.loc[scores["label"] == REAL, "logit"], 1 - alarms))
     found = scores.loc[scores["label"] == FAKE, "logit"] > threshold
     return _shares(found, scores["system"].reindex(found.index))
 
 
 def false_alarms(scores: pd.DataFrame, line: tuple[float, float], by: str) -> pd.DataFrame:
-    """Share of bona fide voices over one half after the calibration ``line``, by ``page`` or ``channel``."""
+    """Fraction of bona fide voices with a calibrated P(fake) over one half, by ``page`` or ``channel``."""
     over = line[0] * scores.loc[scores["label"] == REAL, "logit"] + line[1] > 0
     return _shares(over, scores[by].reindex(over.index))
 
 
 def _shares(hits: pd.Series, names: pd.Series) -> pd.DataFrame:
-    """Shares of each name and of all, with 95 % intervals (Wilson 1927)."""
+    """Fraction of hits for each name and overall, with 95 % intervals (Wilson 1927)."""
     groups = {**dict(list(hits.groupby(names, sort=False))), "all": hits}
     lines, z = {}, 1.96
     for name, some in groups.items():
@@ -198,10 +199,10 @@ def _shares(hits: pd.Series, names: pd.Series) -> pd.DataFrame:
 def careful_line(
     scores: pd.DataFrame, alarms: float = 0.05, any_channel: float = 0.10
 ) -> tuple[float, float]:
-    """Scale and shift that make logits log odds, moved until bona fide voices rarely lie over one half.
+    """Scale and shift that calibrate logits, with few bona fide voices over one half.
 
-    The scale is Platt's on the folds. No more than a share ``alarms`` of bona fide voices lies over
-    one half as recorded, and no more than ``any_channel`` through any one channel.
+    The scale is Platt's on the folds. The shift leaves at most the fraction ``alarms`` of the bona fide
+    voices over one half as recorded, and at most ``any_channel`` through any other channel.
     """
     scale, _ = fit_line(scores["label"], scores["logit"])
     real = scores[scores["label"] == REAL]
@@ -214,7 +215,7 @@ def careful_line(
 
 
 def tables(scores: pd.DataFrame, line: tuple[float, float]) -> dict[str, pd.DataFrame]:
-    """What :func:`judge_folds` found for the average of the members, by what each table shows.
+    """Tables of the scores of :func:`judge_folds` for the average of the members, by title.
 
     Args:
         line: of ``detector.json``, for the false alarms.
@@ -239,7 +240,7 @@ def tables(scores: pd.DataFrame, line: tuple[float, float]) -> dict[str, pd.Data
 
 
 def figures(scores: pd.DataFrame, line: tuple[float, float]) -> list[dict]:
-    """The same as entries of ``models/results.json``: ``voice/TABLE/ROW``."""
+    """The values of :func:`tables` as entries of ``models/results.json``: ``voice/TABLE/ROW``."""
     entries = []
     for name, table in tables(scores, line).items():
         split = "speakers not heard" if "known" in name else "five folds; neither page nor system heard"

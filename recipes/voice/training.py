@@ -27,24 +27,27 @@ from .augment import ChannelAugment
 from .channels import make_channels, with_channels
 
 
-# --- feeding ----------------------------------------------------------------------------------------------
+# --- feeding ------------------------------------------------------------------------------------------------
 @dataclass(frozen=True)
 class VoiceSettings:
-    """What a training run of a voice network depends on.
+    """The settings of a training run of a voice network.
 
     Attributes:
         name: of the run and its files.
-        network, network_options: a function of ``networks`` and its arguments; gets a dense 1 as its head.
-        frozen: a file of ``models/`` whose embedding stays as it is; the head alone is fitted
-            (:func:`fit_head`), its logits multiplied by ``gain``. None: a new network is trained.
+        network, network_options: a function of ``networks`` and its arguments; a dense 1 is added as its
+            head.
+        frozen: a file of ``models/`` whose embedding stays frozen. Only the head is fitted
+            (:func:`fit_head`), and its logits are multiplied by ``gain``. None: train a new network.
         epochs, steps: an epoch is ``steps`` batches. batch_size: even, half of it spoofed.
-        same_utterance, same_page: shares of the spoofed voices that stand beside bona fide speech of their
-            ``pair_key`` and, of the others, of their page, where there is any; the rest beside any page's.
+        same_utterance: probability that a spoofed voice is paired with bona fide speech of its ``pair_key``,
+            if there is any.
+        same_page: of the others, probability of a pair from the same page, if there is any. The rest are
+            paired with speech of a random page.
         augment: arguments of :class:`ChannelAugment`; None: no channel effects.
-        recoded: share of the voices that are heard through a codec, where there are copies.
-        shortened: share of the voices that are cut to half a window or more, and repeated.
-        average: decay of the moving average of the weights, which is kept; None: the last weights.
-        policy: dtype policy; None: the fastest of this machine.
+        recoded: fraction of the voices that are replaced by a copy through a codec, if there are copies.
+        shortened: fraction of the voices that are cut to between half a window and a window, and repeated.
+        average: decay of the moving average of the weights, which the run returns; None: the last weights.
+        policy: dtype policy; None: the fastest on this machine.
     """
 
     name: str = "linear"
@@ -69,7 +72,7 @@ class VoiceSettings:
 
     @property
     def reference(self) -> bool:
-        """Whether the network is the study's, which hears 8 kHz."""
+        """Whether the network is the study's, which takes 8 kHz."""
         return self.network == "voice_cnn"
 
     @property
@@ -82,10 +85,11 @@ class VoiceSettings:
 
 
 def shares(table: pd.DataFrame) -> np.ndarray:
-    """Chance of each spoofed voice of ``table`` to be drawn, float (N,), 0 for bona fide speech.
+    """Probability that each spoofed voice of ``table`` is drawn, float (N,); 0 for bona fide speech.
 
-    The systems of a page share the square root of their number, the voices of a system on a page its part: a
-    page with fourteen systems weighs less than fourteen pages; many files of a system weigh as much as few.
+    The weight of a page is the square root of its number of systems, shared equally among them. A page with
+    fourteen systems therefore weighs less than fourteen pages. The voices of a system on a page share its
+    weight equally, whatever their number.
     """
     fake = table["label"].eq(FAKE)
     systems = table.groupby("page")["system"].transform(lambda column: (column[column != ""]).nunique())
@@ -95,12 +99,12 @@ def shares(table: pd.DataFrame) -> np.ndarray:
 
 
 class VoiceBatches(keras.utils.PyDataset):
-    """Balanced batches: spoofed voices, then beside each bona fide speech, of its page or utterance if any.
+    """Balanced batches: spoofed voices, each paired with bona fide speech, of its page or utterance if any.
 
-    A batch depends on the seed, the epoch and its number alone. Set ``epoch`` before the epoch begins.
+    A batch depends only on the seed, the epoch and its number. Set ``epoch`` before the epoch begins.
 
     Args:
-        voices: canonical. rows: of it, to learn from.
+        voices: canonical. rows: the training rows.
     """
 
     def __init__(self, voices: Voices, rows: np.ndarray, settings: VoiceSettings, workers: int = 4):
@@ -154,10 +158,10 @@ class VoiceBatches(keras.utils.PyDataset):
         return np.resize(samples[start : start + kept], length)
 
 
-# --- runs -------------------------------------------------------------------------------------------------
+# --- runs ---------------------------------------------------------------------------------------------------
 @dataclass
 class VoiceRun:
-    """A finished run: the float32 network with the averaged weights, and a line for each epoch."""
+    """A finished run: the float32 network with the averaged weights, and its history, one row per epoch."""
 
     settings: VoiceSettings
     network: keras.Model
@@ -171,7 +175,7 @@ def build_voice_network(settings: VoiceSettings, policy: str = "float32") -> ker
 
 
 def make_trainer(network: keras.Model, settings: VoiceSettings) -> tuple:
-    """Compile channel effects and ``network`` as one model; returns it and the variable of planned steps."""
+    """Compile channel effects and ``network`` as one model; return it and the variable of planned steps."""
     samples = keras.Input((settings.length,), dtype="int16", name="window")
     x = ChannelAugment(
         settings.rate, enabled=settings.augment is not None, seed=settings.seed, **(settings.augment or {})
@@ -205,7 +209,7 @@ def predict_logits(
 def over_windows(
     network: keras.Model, output: str, samples: Sequence[np.ndarray], length: int, batch: int = 64
 ) -> np.ndarray:
-    """An output for each of int16 voices, the mean over its windows: float32 (n, size)."""
+    """One output of the network for each int16 voice, averaged over its windows: float32 (n, size)."""
     found = []
     for start in range(0, len(samples), 100):
         cut = [windows(voice / np.float32(32768), length) for voice in samples[start : start + 100]]
@@ -230,9 +234,9 @@ def train_voice(
 
     Args:
         settings: of the run.
-        voices: canonical, at ``settings.rate``. rows: of them, to learn from.
+        voices: canonical, at ``settings.rate``. rows: the training rows.
         folder: gets ``NAME.keras`` (float16), ``NAME.history.csv``, ``NAME.json``.
-        minutes: limit on the wall clock; fewer epochs are planned when they would not fit.
+        minutes: limit on the wall-clock time; fewer epochs are planned if they would not fit.
         workers: threads that gather batches.
     """
     if voices.rate != settings.rate:
@@ -261,7 +265,7 @@ def train_voice(
 
 
 def _fit(settings, voices, rows, minutes, workers) -> tuple[keras.Model, list[dict]]:
-    """The float32 network with the averaged weights, and a line for each epoch."""
+    """Train a network; return it in float32 with the averaged weights, and one dict per epoch."""
     keras.utils.set_random_seed(settings.seed)
     deadline = time.monotonic() + 60 * minutes if minutes is not None else None
     network = build_voice_network(settings, settings.policy or fast_policy())
@@ -270,15 +274,15 @@ def _fit(settings, voices, rows, minutes, workers) -> tuple[keras.Model, list[di
     plan = PlanEpochs(batches, planned, settings.epochs, deadline)
     trainer.fit(batches, epochs=settings.epochs, callbacks=[plan], shuffle=False, verbose=0)
     trained = build_voice_network(settings)
-    trained.set_weights(network.get_weights())  # fit has put the average in place
+    trained.set_weights(network.get_weights())  # the averaged weights: fit copies them at its end
     return trained, plan.history
 
 
 def fit_head(settings: VoiceSettings, voices: Voices) -> keras.Model:
-    """Logistic regression on the frozen embedding of the file ``settings.frozen``, as its "logit".
+    """Fit a logistic regression on the frozen embedding of ``settings.frozen``, as the output ``logit``.
 
-    It learns from each voice and its copies. Both classes weigh alike, spoofed voices by :func:`shares`, a
-    page's bona fide voices as the square root of their number.
+    It is fitted on each voice and its copies. Both classes have the same total weight. Spoofed voices are
+    weighted by :func:`shares`. The bona fide voices of a page together weigh the square root of their number.
     """
     from sklearn.linear_model import LogisticRegression
     from sklearn.preprocessing import StandardScaler
@@ -305,9 +309,9 @@ def fit_head(settings: VoiceSettings, voices: Voices) -> keras.Model:
     return network
 
 
-# --- named runs -------------------------------------------------------------------------------------------
+# --- named runs ---------------------------------------------------------------------------------------------
 LINEAR = VoiceSettings(name="linear", network_options={"kinds": ("linear",), "attentive": True})
-GAIN = 0.9  # so that the frozen member weighs as much as the two others together
+GAIN = 0.9  # the frozen member then weighs as much as the two others together
 RUNS = {
     run.name: run
     for run in (
@@ -336,14 +340,14 @@ RUNS = {
 def make_corpus(folder: str | Path, copies: int = 5, processes: int = 1) -> Voices:
     """All voices under ``folder`` (``data.read_voices``), canonical, with copies through codecs.
 
-    Those with no more than a second of sound are left out.
+    Voices of a second or less are left out.
     """
     voices = prepared(read_voices(folder), codecs=list(CODECS), copies=copies, processes=processes)
     return voices.take(np.flatnonzero([len(samples) > voices.rate for samples in voices.samples]))
 
 
 def load_corpus(cache: Path, folder: str | Path, processes: int = 1) -> Voices:
-    """:func:`make_corpus` from the file ``cache``, which is written first where there is none."""
+    """Read the result of :func:`make_corpus` from the file ``cache``; write it first if it is missing."""
     if not cache.is_file():
         cache.parent.mkdir(parents=True, exist_ok=True)
         make_corpus(folder, processes=processes).save(cache)
@@ -351,14 +355,14 @@ def load_corpus(cache: Path, folder: str | Path, processes: int = 1) -> Voices:
 
 
 def run_voice(name: str, data: str | Path, output: str | Path, minutes: float | None = None) -> VoiceRun:
-    """Train one of ``RUNS`` on all research data, as ``python -m kaggle_utils train voice`` does.
+    """Train one of ``RUNS`` on all research data, as ``python -m recipes train voice`` does.
 
-    ``evaluation.judge_folds`` trains the same on folds.
+    ``evaluation.judge_folds`` trains the same runs on folds.
 
     Args:
         data: the folder of research data, which holds ``voice``.
-        output: folder of results, and of the corpus (``voices.npz``), which the first run makes.
-        minutes: limit on the training, the making of the corpus left aside.
+        output: folder of results, and of the corpus (``voices.npz``), which the first run writes.
+        minutes: time limit of the training, without the preparation of the corpus.
 
     Raises:
         ValueError: no run of that name.
