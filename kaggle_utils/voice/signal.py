@@ -169,7 +169,9 @@ def hear(samples: np.ndarray, sample_rate: int, reference: bool = False) -> Hear
     start_s += before_s
     starts = window_starts(len(voice), length, most=None)
     spoken_s = np.array([_spoken_s(spoken, start_s + start / rate, length / rate) for start in starts])
-    starts = starts[spoken_s >= min(speech.LEAST_WINDOW_S, spoken_s.max())]
+    starts = starts[spoken_s >= speech.LEAST_WINDOW_S]
+    if not len(starts):
+        return None
     starts = starts[np.unique(np.linspace(0, len(starts) - 1, MOST).round().astype(int))]
     return Heard(
         voice,
