@@ -122,7 +122,7 @@ def correct(
     table = pd.DataFrame({"source": feed.sources[drawn], "label": labels})
     offset = np.mean([np.concatenate([logits for _, logits in parts]) for parts in seen.values()], axis=0)
     dfdc = (table["source"] == DFDC).to_numpy()
-    portraits = (table["source"] == "stills") & (table["label"] == 0)  # large ones count as much as small ones
+    portraits = (table["source"] == "stills") & (table["label"] == 0)  # small and large weigh alike
     table["kind"] = np.where(portraits, faces.table["generator"].to_numpy()[drawn].astype(str), "")
     kinds = table.groupby(["source", "label"])["kind"].transform("nunique")
     size = table.groupby(["source", "label", "kind"])["label"].transform("size")
