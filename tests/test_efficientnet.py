@@ -44,8 +44,7 @@ def test_scores_survive_saving(network, tmp_path):
     )
 
 
-# --- files
-# ----------------------------------------------------------------------------------------------------------
+# --- files --------------------------------------------------------------------------------------------------
 class Tensor:
     """Pickled as PyTorch pickles a tensor: its storage by name, then offset, sizes and strides."""
 

@@ -148,8 +148,7 @@ def test_overlay_brightens_and_outlines_what_is_hot():
     assert hot[40, 40].mean() > 120 and hot.min(axis=-1).max() > 200
 
 
-# --- on faces
-# -------------------------------------------------------------------------------------------------------
+# --- on faces -----------------------------------------------------------------------------------------------
 def shares(network, crops: np.ndarray, masks: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Of crops with any heat: the share of it inside the masks (N, H, W), and the masks' share of the area.
     """

@@ -161,6 +161,21 @@ def test_interrupted_and_resumed_run_ends_where_the_whole_one_does(faces, tmp_pa
     np.testing.assert_allclose(resumed.scores["logit"], whole.scores["logit"], atol=1e-2)
 
 
+def test_a_run_killed_in_its_last_scoring_resumes_with_the_average(faces, tmp_path, monkeypatch):
+    settings = replace(TINY, epochs=4)
+    whole = face_training.train_face(settings, faces, tmp_path / "whole", workers=1)
+
+    def killed(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(face_training, "score_faces", killed)
+        with pytest.raises(KeyboardInterrupt):
+            face_training.train_face(settings, faces, tmp_path / "cut", workers=1)
+    resumed = face_training.train_face(settings, faces, tmp_path / "cut", workers=1)
+    np.testing.assert_allclose(resumed.scores["logit"], whole.scores["logit"], atol=1e-2)
+
+
 def test_a_time_limit_brings_the_end_of_the_schedule_nearer(faces, tmp_path):
     settings = replace(TINY, epochs=100000, self_blended=0.0, augment=None)
     run = face_training.train_face(

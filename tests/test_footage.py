@@ -27,8 +27,7 @@ Maker = Callable[[Path, Path], None]  # (file to make, folder of sources)
 MARKS = {"detected": "d", "interpolated": "i", "fallback": "."}
 
 
-# --- makers
-# -----------------------------------------------------------------------------------------------------------
+# --- makers -------------------------------------------------------------------------------------------------
 def edit(*shots: tuple[str, float]) -> Maker:
     """Cut shots together: source, seconds. Each source goes on where its last shot ended."""
 
@@ -122,8 +121,7 @@ def panned(left: float, right: float) -> Maker:
     return coded("-c:v", "copy", "-af", f"pan=stereo|c0={left}*c0|c1={right}*c0")
 
 
-# --- checks
-# -----------------------------------------------------------------------------------------------------------
+# --- checks -------------------------------------------------------------------------------------------------
 class Seen(NamedTuple):
     """What came of a clip, and of the plain clip it was made from."""
 
@@ -300,8 +298,7 @@ def still(seen: Seen) -> None:
     assert (np.diff(seen.frames.times_s) > 0).all()
 
 
-# --- the run
-# ----------------------------------------------------------------------------------------------------------
+# --- the run ------------------------------------------------------------------------------------------------
 @pytest.fixture(scope="module")
 def sources(miniature, tmp_path_factory) -> Path:
     """Two seconds of three people, of two together, of a close-up, and of pictures without a face."""
@@ -418,8 +415,7 @@ def test_a_picture_that_lies_on_its_side_is_turned(plain, tmp_path):
     assert extraction.upright(tmp_path / "no face.mp4", lying, lambda frames: [[] for _ in frames]) is None
 
 
-# --- 3 and 13: several people, priors and limits
-# ----------------------------------------------------------------------
+# --- 3 and 13: several people, priors and limits ------------------------------------------------------------
 def test_people_share_the_prior():
     for prior in (0.005, 0.1, 0.5, 0.9):
         for count in (1, 2, 4):
@@ -443,8 +439,7 @@ def test_limits_follow_the_prior():
     assert float(calibration.probability(20.0, "face", 0.5)) == pytest.approx(0.99)
 
 
-# --- 8: long clips of few bytes
-# ---------------------------------------------------------------------------------------
+# --- 8: long clips of few bytes -----------------------------------------------------------------------------
 def test_the_time_limit_grows_with_the_pictures(tmp_path):
     (tmp_path / "call.mp4").write_bytes(bytes(17_000_000))
     call = files.Survey(np.arange(72_000) / 30, np.zeros(0), 2400.0, 1920 * 1080, False)
@@ -454,8 +449,7 @@ def test_the_time_limit_grows_with_the_pictures(tmp_path):
     assert files.time_limit(tmp_path / "call.mp4") < 100
 
 
-# --- 10: the time guard on a fake clock
-# -------------------------------------------------------------------------------
+# --- 10: the time guard on a fake clock ---------------------------------------------------------------------
 def run_guard(
     seconds_of: Callable[[int, int], float], clips: int, budget_s: float
 ) -> tuple[list[int], float]:
@@ -487,8 +481,7 @@ def test_it_steps_up_again():
     assert len(read) == 100 and used <= 90 and read[-1] == FRAME_LADDER[0] and min(read) < FRAME_LADDER[0]
 
 
-# --- 12: hurried rows of a journal
-# ------------------------------------------------------------------------------------
+# --- 12: hurried rows of a journal --------------------------------------------------------------------------
 def test_hurried_rows_are_scored_again_without_hurry(tmp_path):
     clips = pd.DataFrame({"filename": ["a.mp4", "b.mp4"], "path": None, "label": None})
     calls = []

@@ -138,8 +138,7 @@ def test_a_budget_of_seconds_is_kept_by_fewer_frames_and_then_the_prior(tmp_path
     assert problems_of(tmp_path / "out.csv", table["filename"]) == []
 
 
-# --- the command line, with a detector that needs no TensorFlow
-# -------------------------------------------------------
+# --- the command line, with a detector that needs no TensorFlow ---------------------------------------------
 COMMAND = """
 import resource, signal, sys, time, types
 from kaggle_utils import __main__, submission

@@ -49,20 +49,20 @@ def test_all_first_cells_are_the_same():
 
 def test_training_imports_need_no_tensorflow():
     modules = ", ".join(
-        f"kaggle_utils.{name}"
+        name
         for name in (
-            "face.networks",
-            "voice.networks",
-            "fusion.networks",
-            "face.augment",
-            "training",
-            "face.training",
-            "voice.training",
-            "metrics",
-            "datasets.dfdc",
-            "face.framing",
-            "media.video",
-            "kaggle.paths",
+            "recipes.face.training",
+            "recipes.voice.training",
+            "kaggle_utils.face.networks",
+            "kaggle_utils.voice.networks",
+            "kaggle_utils.fusion.networks",
+            "kaggle_utils.face.augment",
+            "kaggle_utils.training",
+            "kaggle_utils.metrics",
+            "kaggle_utils.datasets.dfdc",
+            "kaggle_utils.face.framing",
+            "kaggle_utils.media.video",
+            "kaggle_utils.kaggle.paths",
         )
     )
     code = f"import sys, {modules}; print([n for n in ('tensorflow', 'mtcnn', 'moviepy', 'librosa') if n in sys.modules])"

@@ -61,8 +61,7 @@ def test_on_kaggle_the_competition_is_the_data(attached, monkeypatch, tmp_path):
     assert not paths.quick()
 
 
-# -- the first cell, in a new environment that has Python and pip alone, like an image without mtcnn
-# -------------
+# -- the first cell, in a new environment that has Python and pip alone, like an image without mtcnn ---------
 
 
 @pytest.fixture(scope="module")

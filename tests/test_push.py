@@ -134,7 +134,7 @@ def kaggle():
 def clone(tmp_path_factory) -> Path:
     """The project with empty files of weights; the true ones take long to pack."""
     folder = tmp_path_factory.mktemp("clone")
-    for part in ("kaggle_utils", "notebooks"):
+    for part in ("kaggle_utils", "notebooks", "recipes"):
         shutil.copytree(ROOT / part, folder / part)
     for file in ("LICENSE", "NOTICE", kaggle_push.METADATA, "README.md", "models/detector.json"):
         (folder / file).parent.mkdir(exist_ok=True)
@@ -443,8 +443,7 @@ def test_dry_run_sends_nothing(kaggle, push, tmp_path):
     assert {path.name for path in (tmp_path / "build").iterdir()} == {*NAMES, "data", kaggle_push.MARK}
 
 
-# -- what the client would send without a word
-# -------------------------------------------------------------------
+# -- what the client would send without a word ---------------------------------------------------------------
 
 CHANGES = {
     "unknown key 'enable_intrenet'": {"enable_intrenet": False},

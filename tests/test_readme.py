@@ -83,5 +83,5 @@ def test_the_example_in_python(folder, detector, monkeypatch):
 
 def test_make_has_the_targets_that_it_names():
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
-    for target in set(re.findall(r"\bmake ([a-z-]+)", README)):
+    for target in set(re.findall(r"(?:^|`)make ([a-z-]+)", README, re.MULTILINE)):
         assert re.search(rf"^{target}:", makefile, re.MULTILINE), target

@@ -110,8 +110,7 @@ def test_what_the_budget_leaves_out_keeps_the_prior(clips, tmp_path):
     assert (table["label"] == 0.3).all()
 
 
-# --- the check
-# ------------------------------------------------------------------------------------------------------
+# --- the check ----------------------------------------------------------------------------------------------
 @pytest.mark.parametrize(
     ("content", "found"),
     [

@@ -205,8 +205,7 @@ def test_what_opencv_cannot_show_is_read_through_a_copy(folder, name, options):
     assert frames.info.frame_count == 24
 
 
-# --- damage
-# -----------------------------------------------------------------------------------------------------------
+# --- damage -------------------------------------------------------------------------------------------------
 
 
 def test_truncated_clip_is_read_from_what_decodes(counter, folder):

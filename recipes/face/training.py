@@ -353,7 +353,7 @@ def train_face(
                 shuffle=False,
                 verbose=0,
             )
-    scorer.set_weights(network.get_weights())  # the averaged weights: fit copies them at its end
+    scorer.set_weights(averaged_weights(trainer, network))  # also where a resumed run has no step left
     scores = score_faces(scorer, faces, "validation", settings.size, batch) if len(watched) else None
     run = FaceRun(settings, scorer, pd.DataFrame(plan.history), scores)
     save_run(run, folder, {"policy": policy, "minutes": (time.monotonic() - began) / 60})
