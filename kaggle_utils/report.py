@@ -19,7 +19,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from . import __version__, explain
+from . import __version__, disk, explain
 from .detector import Detector, Verdict
 from .extraction import FRAMES, Extract, listen, look, upright
 from .face import framing
@@ -139,7 +139,7 @@ def write_report(path: str | Path, output: str | Path, detector: Detector) -> St
         FileNotFoundError: ``path`` is not a file.
     """
     found = study(path, detector)
-    Path(output).write_text(page(found), encoding="utf-8")
+    disk.replace(output, page(found))
     return found
 
 
