@@ -14,6 +14,7 @@ import numpy as np
 PNET_CELL = 12  # px, side of P-Net's window
 PYRAMID_START, PYRAMID_FACTOR = 20, 0.709  # the package's: smallest face in px, step between levels
 MOST_WINDOWS, MOST_PROPOSALS = 800, 240  # per picture, of a level and of P-Net; usual: up to 280 and 180
+MOST_FACES = 48  # per picture, the largest: the four most prominent people are followed
 CROPS = 128  # that R-Net and O-Net take at once
 PNET_THRESHOLD, PNET_NMS, PYRAMID_NMS = 0.6, 0.5, 0.7  # the package's defaults
 
@@ -66,7 +67,7 @@ class FaceFinder:
         self.long_side, self.smallest, self.batch, self.device = long_side, smallest, batch, device
 
     def __call__(self, frames: Iterable[np.ndarray]) -> list[list[Detection]]:
-        """The faces of each frame, most confident first.
+        """The faces of each frame, most confident first; of a crowd the ``MOST_FACES`` largest.
 
         Args:
             frames: uint8 RGB pictures (H, W, 3), of any sizes.
@@ -82,7 +83,9 @@ class FaceFinder:
                 chunk = alike[start : start + self.batch]
                 rows = self._search(np.stack([small[index][0] for index in chunk])).faces
                 for place, index in enumerate(chunk):
-                    found[index] = _detections(rows[rows[:, 0] == place], small[index][1])
+                    faces = _detections(rows[rows[:, 0] == place], small[index][1])
+                    least = sorted((face.side for face in faces), reverse=True)[:MOST_FACES]
+                    found[index] = [face for face in faces if face.side >= least[-1]]
         return found
 
     def stages(self, frame: np.ndarray) -> Stages:
