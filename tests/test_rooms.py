@@ -23,9 +23,9 @@ FLOORS = [
     ],
     ["voice.speech", "voice.signal"],
     ["fusion.rules"],
-    ["extraction", "submission"],
+    ["extraction", "submission", "scoring"],
     ["detector"],
-    ["plots", "explain", "report", "kaggle.push"],
+    ["plots", "tables", "explain", "report", "kaggle.push"],
     ["__main__"],
 ]
 ORDER = {room: (floor, place) for floor, rooms in enumerate(FLOORS) for place, room in enumerate(rooms)}
