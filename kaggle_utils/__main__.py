@@ -48,10 +48,7 @@ def _parser() -> argparse.ArgumentParser:
     extract = commands.add_parser("extract", help="cache the crops and the voice of every clip in a folder")
     extract.add_argument("folder", type=Path, help="a folder of clips or a DFDC root")
     extract.add_argument("--cache", type=Path, help="one file per clip goes here (default: work/extracts)")
-    extract.add_argument("--jobs", type=int, default=1, help="local processes; -1: one per processor")
-    extract.add_argument("--backend", choices=["loky", "dask", "ray"], default="loky",
-                         help="dask, ray: a cluster that shares both folders")
-    extract.add_argument("--scheduler", help="the cluster's scheduler, such as tcp://10.0.0.5:8786")
+    _add_spreading(extract)
     extract.add_argument("--frames", type=int, default=10, help="frames to read per clip (default 10)")
     extract.set_defaults(run=run_extract)
 
@@ -62,6 +59,10 @@ def _parser() -> argparse.ArgumentParser:
     predict.add_argument("--prior", type=float, default=0.5, help="share of fakes expected (default 0.5)")
     predict.add_argument("--hours", type=float, help="time budget; if it runs short, fewer frames are read")
     predict.add_argument("--models", type=Path, help="weights folder; models/reference: the study's networks")
+    predict.add_argument("--cache", type=Path, help="folder of extracts: read, and added if missing")
+    predict.add_argument("--table", type=Path, help="also write SCORES.parquet, one row a clip, and "
+                         "SCORES.crops.parquet, one row a crop")
+    _add_spreading(predict)
     predict.set_defaults(run=run_predict)
 
     report = commands.add_parser("report", help="report on a clip: verdict, faces, heat maps, voice")
@@ -102,6 +103,14 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _add_spreading(command: argparse.ArgumentParser) -> None:
+    """The options of ``spread.Team``."""
+    command.add_argument("--jobs", type=int, default=1, help="local processes; -1: one per processor")
+    command.add_argument("--backend", choices=["loky", "dask", "ray"], default="loky",
+                         help="dask, ray: a cluster that shares all folders")
+    command.add_argument("--scheduler", help="the cluster's scheduler, such as tcp://10.0.0.5:8786")
+
+
 def make_miniature(options: argparse.Namespace) -> None:
     """Make the miniature data set and print its folder."""
     from .datasets.miniature import make_miniature
@@ -118,6 +127,8 @@ def run_extract(options: argparse.Namespace) -> None:
     table = extract_folder(options.folder, cache, options.jobs, options.backend, options.scheduler,
                            options.frames)
     print(f"{len(table)} clips, {table['made'].sum()} newly extracted: {cache}")
+    for row in table.dropna(subset="failed").itertuples():
+        print(f"warning: {row.filename}: {row.failed}")
 
 
 def run_predict(options: argparse.Namespace) -> None:
@@ -125,20 +136,30 @@ def run_predict(options: argparse.Namespace) -> None:
     paths.prepare()
     import json
 
+    from . import tables
     from .datasets.dfdc import data_folder
     from .detector import Detector
 
     source = options.source or data_folder()
     if not source.exists():
         raise FileNotFoundError(f"{source}: expected a clip or a folder")
+    if options.table:
+        tables.check_name(options.table)
+    spread = options.jobs != 1 or options.backend != "loky"
+    if source.is_file() and (options.cache or options.table or spread):
+        raise ValueError(f"{source}: --cache, --table, --jobs and --backend are for a folder of clips")
     detector = Detector.load(options.models, prior=options.prior)
     if source.is_file():
         print(json.dumps(detector.predict(source).to_dict(), indent=1))
         return
     output = options.output or paths.working_folder() / "submission.csv"
-    table = detector.predict_folder(source, output, hours=options.hours)
+    table = detector.predict_folder(source, output, hours=options.hours, cache=options.cache,
+                                    jobs=options.jobs, backend=options.backend, scheduler=options.scheduler)
     print(summary(table))
     print(f"\nsubmission: {output}")
+    if options.table:
+        clips, crops = tables.write_tables(table, options.table, detector.fingerprint, detector.prior)
+        print(f"tables: {clips}, {crops}")
     for name, path in draw(table, output).items():
         print(f"{name}: {path}")
 

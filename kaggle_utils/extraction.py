@@ -1,27 +1,26 @@
 """Turn a clip into network inputs, the crops of each person and the voice; cache whole folders of clips.
 
-The cache holds one compressed file per clip, and an interrupted run resumes. joblib spreads the clips over
-the processors of this machine or, with ``dask`` or ``ray``, over a cluster whose machines share the folders.
+The cache holds one compressed file per clip, and an interrupted run resumes.
 """
 
+import errno
+import hashlib
 import json
+import os
 import zipfile
-from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from functools import cache
+from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import cv2
-import joblib
 import numpy as np
 import pandas as pd
 from tqdm.auto import tqdm
 
-from . import disk
-from .datasets.dfdc import clips_to_score, file_stamp
+from . import disk, spread
+from .datasets.dfdc import clips_to_score
 from .face import detection, framing
 from .media import isolation, sound, video
 
@@ -29,8 +28,9 @@ FRAMES = 10  # frames read from a clip
 READING = 2  # raise it if clips yield different frames or crops: older caches and journals become invalid
 LYING = {90: cv2.ROTATE_90_CLOCKWISE, 270: cv2.ROTATE_90_COUNTERCLOCKWISE, 180: cv2.ROTATE_180}
 TRIED = 3  # frames that are searched in each rotation if no upright face is found
-BACKENDS = ("loky", "dask", "ray")
-DECIMALS = 2  # of cached boxes, in pixels: the last bits depend on MTCNN's number of threads
+DECIMALS = 2  # of boxes, in pixels: the last bits depend on MTCNN's number of threads
+RECORD = "extracts.json"  # says what the extracts of a cache folder were made with
+ENDS = 2**14  # bytes at both ends of a clip that, with its size, tell it from others
 
 
 @dataclass(eq=False)
@@ -67,6 +67,7 @@ def extract(path: str | Path, finder: detection.FaceFinder, frames: int = FRAMES
             people, warnings = framing.extract_faces(turned.images, finder), turned.warnings
         samples, heard = sound.result()
     times_s = clip.times_s if clip else np.zeros(0)
+    people = [replace(person, boxes=person.boxes.round(DECIMALS)) for person in people]
     return Extract(people, times_s, samples, sample_rate, warnings + heard, frames)
 
 
@@ -101,26 +102,6 @@ def listen(path: Path, sample_rate: int) -> tuple[np.ndarray | None, list[str]]:
     return samples, missing
 
 
-class Ahead:
-    """Extracts the next clip in a background thread while the current one is scored."""
-
-    def __init__(self, extract: Callable[[Path, int], Extract]):
-        self._extract, self._thread = extract, ThreadPoolExecutor(max_workers=1)
-        self._coming: dict[Path, Future] = {}
-
-    def __call__(self, path: Path, frames: int, following: Path | None = None) -> Extract:
-        """Return a clip's extract, prefetched if it was the last ``following``; prefetch ``following``."""
-        wanted = self._coming.pop(path, None) or self._thread.submit(self._extract, path, frames)
-        self._coming = {following: self._thread.submit(self._extract, following, frames)} if following else {}
-        return wanted.result()
-
-    def __enter__(self) -> "Ahead":
-        return self
-
-    def __exit__(self, *_) -> None:
-        self._thread.shutdown(cancel_futures=True)
-
-
 # --- one file per clip --------------------------------------------------------------------------------------
 def save_extract(path: str | Path, extracted: Extract, key: str = "") -> None:
     """Write an extract as a compressed ``.npz``, as :func:`disk.writing` does.
@@ -135,23 +116,127 @@ def save_extract(path: str | Path, extracted: Extract, key: str = "") -> None:
                    f"sources_{number}": np.array(person.sources), f"frames_{number}": person.frame_indices,
                    f"track_{number}": person.track}
     if extracted.samples is not None:
-        arrays["samples"] = np.rint(extracted.samples * 32768).astype(np.int16)
+        counts = extracted.samples * np.float32(32768)  # whole numbers, but for a mix of channels
+        whole = np.array_equal(counts, np.rint(counts)) and counts.max(initial=0) < 32768
+        arrays["samples"] = counts.astype(np.int16 if whole else np.float32)
     about = {"key": key, "people": len(people), "sample_rate": extracted.sample_rate,
-             "warnings": extracted.warnings}
+             "warnings": extracted.warnings, "frames": extracted.asked}
     with disk.writing(path) as file:
         np.savez_compressed(file, about=json.dumps(about), times_s=extracted.times_s, **arrays)
 
 
 def load_extract(path: str | Path) -> Extract:
-    """Read a file that :func:`save_extract` wrote; boxes are rounded to 0.01 pixels, the rest is exact."""
+    """Read a file that :func:`save_extract` wrote; it gives back what was extracted, exactly."""
     with np.load(path, allow_pickle=False) as file:
         about = json.loads(str(file["about"]))
-        people = [framing.FaceCrops(file[f"images_{n}"], file[f"boxes_{n}"].astype(float),
+        people = [framing.FaceCrops(file[f"images_{n}"], file[f"boxes_{n}"].astype(float).round(DECIMALS),
                                     file[f"sources_{n}"].tolist(), file[f"frames_{n}"],
                                     int(file[f"track_{n}"]))
                   for n in range(about["people"])]
         samples = file["samples"] / np.float32(32768) if "samples" in file else None
-        return Extract(people, file["times_s"], samples, about["sample_rate"], about["warnings"])
+        return Extract(people, file["times_s"], samples, about["sample_rate"], about["warnings"],
+                       about.get("frames", FRAMES))
+
+
+def made_with(frames: int = FRAMES, sample_rate: int = sound.SAMPLE_RATE) -> dict[str, str]:
+    """What decides the content of an extract besides the clip, as readable entries."""
+    import imageio_ffmpeg
+
+    return {"framing": f"{framing.TIGHT} {framing.ROWS}x{framing.SIZE}", "frames": str(frames),
+            "sample rate": str(sample_rate), "reading": str(READING), "opencv": cv2.__version__,
+            "mtcnn": version("mtcnn"), "ffmpeg": imageio_ffmpeg.__version__}
+
+
+class Cache:
+    """A folder of extracts, ``NAME.npz`` for each clip, all made with the same settings and versions.
+
+    The file ``extracts.json`` in it says which. A folder that cannot be written is read only.
+
+    Args:
+        folder: created if missing.
+        frames, sample_rate: the settings wanted.
+
+    Raises:
+        ValueError: the folder's extracts were made with something else; one line says with what.
+    """
+
+    def __init__(self, folder: str | Path, frames: int = FRAMES, sample_rate: int = sound.SAMPLE_RATE):
+        self.folder, self.frames = Path(folder).resolve(), frames
+        self.record = made_with(frames, sample_rate)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self.writable = os.access(self.folder, os.W_OK)
+        if (record := self.folder / RECORD).is_file():
+            check_made_with(self.record, _parsed(record), self.folder)
+        elif self.writable:
+            disk.replace(record, json.dumps(self.record, indent=1) + "\n")
+        if self.writable:
+            disk.sweep(self.folder)
+
+    def place(self, name: str, path: Path) -> "Place":
+        """Where the extract of a clip is, or will be."""
+        file, key = disk.fitting(self.folder / f"{name}.npz"), clip_key(path, self.frames)
+        return Place(file, key, _is_made(file, key), self.writable, self.record)
+
+
+class Place(NamedTuple):
+    """A clip's file in a cache, the key that it must hold, and whether it is made and may be."""
+
+    file: Path
+    key: str
+    made: bool
+    writable: bool
+    record: dict[str, str]
+
+
+def check_made_with(wanted: dict[str, str], found: dict[str, str], where: Path | str) -> None:
+    """Raises ValueError, in one line, where two records of what extracts were made with differ."""
+    wrong = [name for name in wanted | found if wanted.get(name) != found.get(name)]
+    if wrong:
+        raise ValueError(f"{where}: extracts made with "
+                         f"{', '.join(f'{name} {found.get(name)}' for name in wrong)}; expected "
+                         f"{', '.join(f'{name} {wanted.get(name)}' for name in wrong)}: use another folder")
+
+
+def fetch(path: str | Path, finder: detection.FaceFinder, frames: int, sample_rate: int,
+          place: Place | None) -> Extract:
+    """A clip's extract from its place in a cache, or made now; kept there if the place asks for its frames.
+
+    Raises:
+        ValueError: this machine would make other extracts than those of the cache.
+    """
+    if place and place.made:
+        return load_extract(place.file)
+    extracted = extract(path, finder, frames, sample_rate)
+    if place and place.writable and str(frames) == place.record["frames"]:
+        check_made_with(place.record, made_with(frames, sample_rate), "this worker")
+        save_extract(place.file, extracted, place.key)
+    return extracted
+
+
+def clip_key(path: Path, frames: int) -> str:
+    """Identifies the source of a cached file: a clip's size and both its ends, and the number of frames.
+
+    Unlike a time stamp, it is the same on every machine and in every copy.
+    """
+    try:
+        with open(path, "rb") as file:
+            size = os.fstat(file.fileno()).st_size
+            ends = file.read(ENDS)
+            file.seek(max(size - ENDS, 0))
+            ends += file.read(ENDS)
+    except OSError:
+        return f"unreadable {frames} {READING}"
+    return f"{size} {hashlib.sha256(ends).hexdigest()[:16]} {frames} {READING}"
+
+
+def _parsed(record: Path) -> dict[str, str]:
+    try:
+        found = json.loads(record.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError):
+        found = None
+    if not isinstance(found, dict):
+        raise ValueError(f"{record}: expected a JSON object that says what the extracts were made with")
+    return found
 
 
 def _is_made(path: Path, key: str) -> bool:
@@ -183,68 +268,37 @@ def extract_clips(clips: pd.DataFrame, cache_folder: str | Path, jobs: int = 1, 
 
     Args:
         clips: columns ``filename`` and ``path``; rows without a path are skipped.
-        jobs: number of processes; -1: one per processor. On a cluster, its workers count instead.
-        backend: ``loky`` for processes on this machine, ``dask`` or ``ray`` for a cluster. All machines of
-            the cluster must see both folders under the same paths and have this package installed.
-        scheduler: address of the cluster's scheduler, such as ``tcp://10.0.0.5:8786``; None: a local one.
+        jobs, backend, scheduler: as for :class:`spread.Team`.
 
     Returns:
-        ``clips`` with the columns ``cache`` (the file) and ``made`` (False if an earlier run made it).
+        ``clips`` with the columns ``cache`` (the file), ``made`` (False if an earlier run made it) and
+        ``failed`` (None, or why there is no file: the worker died at this clip).
 
     Raises:
-        ValueError: an unknown backend.
+        ValueError: an unknown backend, or a folder whose extracts were made with other settings or versions.
+        OSError: the disk is full, a folder cannot be written, or the scheduler does not answer.
     """
-    cache_folder = Path(cache_folder).resolve()
-    cache_folder.mkdir(parents=True, exist_ok=True)
+    team, cache = spread.Team(jobs, backend, scheduler), Cache(cache_folder, frames)
+    if not cache.writable:
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(cache.folder))
     clips = clips[[path is not None for path in clips["path"]]].copy()
-    disk.sweep(cache_folder)
-    clips["cache"] = [disk.fitting(cache_folder / f"{name}.npz") for name in clips["filename"]]
-    keys = {row.path: _key(row.path, frames) for row in clips.itertuples()}
-    clips["made"] = [not _is_made(row.cache, keys[row.path]) for row in clips.itertuples()]
-    waiting = clips[clips["made"]]
-    with _parallel_backend(backend, scheduler):
-        order = "list" if backend == "ray" else "generator_unordered"  # ray returns all results at the end
-        work = joblib.Parallel(jobs, return_as=order, batch_size=1)
-        done = work(joblib.delayed(_extract_to_file)(row.path, row.cache, keys[row.path], frames)
-                    for row in waiting.itertuples())
-        for _ in tqdm(done, total=len(waiting), desc="clips", unit="clip", disable=not progress):
-            pass
-    return clips
+    places = {row.path: cache.place(row.filename, row.path) for row in clips.itertuples()}
+    clips["cache"] = [places[path].file for path in clips["path"]]
+    clips["made"] = [not places[path].made for path in clips["path"]]
+    failed: dict[Path, str] = {}
+    waiting = [(path, places[path], frames) for path in clips.loc[clips["made"], "path"]]
+    with team:
+        done = team.run(_extract_to_file, waiting)
+        for (path, *_), outcome in tqdm(done, total=len(waiting), desc="clips", unit="clip",
+                                        disable=not progress):
+            if isinstance(outcome, spread.WorkerDied):
+                failed[path] = str(outcome)
+            elif outcome is not None:
+                raise outcome
+    clips["made"] &= ~clips["path"].isin(failed)
+    return clips.assign(failed=[failed.get(path) for path in clips["path"]])
 
 
-def _key(path: Path, frames: int) -> str:
-    """Identifies the source of a cached file: size in bytes and mtime of the clip, and the settings."""
-    stamp = " ".join(map(str, file_stamp(path) or ("missing",)))
-    return f"{stamp} {frames} {READING}"
-
-
-def _extract_to_file(path: Path, target: Path, key: str, frames: int) -> None:
-    save_extract(target, extract(path, _finder(), frames), key)
-
-
-@cache
-def _finder() -> detection.FaceFinder:
-    """One detector per process: its networks load once."""
-    return detection.FaceFinder()
-
-
-@contextmanager
-def _parallel_backend(backend: str, scheduler: str | None) -> Iterator[None]:
-    """Run joblib on ``backend``; the client of the scheduler is closed after the block."""
-    if backend not in BACKENDS:
-        raise ValueError(f"backend: expected one of {', '.join(BACKENDS)}, found {backend!r}")
-    if backend == "dask":
-        from distributed import Client
-
-        with Client(scheduler), joblib.parallel_config("dask"):
-            yield
-    elif backend == "ray":
-        import ray
-        from ray.util.joblib import register_ray
-
-        register_ray()
-        with ray.init(scheduler), joblib.parallel_config("ray"):
-            yield
-    else:
-        with joblib.parallel_config("loky"):
-            yield
+def _extract_to_file(task: tuple[Path, Place, int]) -> None:
+    path, place, frames = task
+    fetch(path, spread.once(detection.FaceFinder), frames, sound.SAMPLE_RATE, place)

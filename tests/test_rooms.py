@@ -11,7 +11,7 @@ from conftest import ROOT
 # From the ground floor up. A room may import from its own floor only where the row says so, and never from
 # above.
 FLOORS = [
-    ["disk", "metrics", "kaggle.paths", "results"],
+    ["disk", "spread", "metrics", "kaggle.paths", "results"],
     ["blocks", "face.networks", "voice.networks", "fusion.networks", "storage"],
     ["media.children", "media.files", "media.video", "media.isolation", "media.sound"],
     ["datasets.drawing", "datasets.babble", "datasets.miniature", "datasets.dfdc"],
@@ -23,9 +23,9 @@ FLOORS = [
     ],
     ["voice.speech", "voice.signal"],
     ["fusion.rules"],
-    ["extraction", "submission"],
+    ["extraction", "submission", "scoring"],
     ["detector"],
-    ["plots", "explain", "report", "kaggle.push"],
+    ["plots", "tables", "explain", "report", "kaggle.push"],
     ["__main__"],
 ]
 ORDER = {room: (floor, place) for floor, rooms in enumerate(FLOORS) for place, room in enumerate(rooms)}
