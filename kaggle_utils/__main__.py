@@ -2,7 +2,9 @@
 
 import argparse
 import os
+import signal
 import sys
+import threading
 from pathlib import Path
 
 from . import __version__, disk
@@ -11,11 +13,14 @@ from .kaggle import push as kaggle_push
 
 SHEET_ROWS = 24  # clips on the contact sheet
 TRUTH = {0.0: "REAL", 1.0: "FAKE"}
+FORMULAS = ("=", "+", "-", "@", "\t", "\r")  # a spreadsheet runs a cell that begins so
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run one command and return the exit code."""
     options = _parser().parse_args(arguments)
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that temporary files are removed
     sys.stdout.reconfigure(errors="backslashreplace")  # a clip's name may not be valid UTF-8
     try:
         options.run(options)
@@ -24,13 +29,13 @@ def main(arguments: list[str] | None = None) -> int:
         return 130
     except OSError as error:
         where = f"{error.filename}: {error.strerror}" if error.filename else error
-        print(f"error: {where}", file=sys.stderr)
+        print(f"error: {disk.printable(str(where))}", file=sys.stderr)
         return 1
     except MemoryError:
         print("error: not enough memory", file=sys.stderr)
         return 1
     except (ValueError, kaggle_push.KaggleError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {disk.printable(str(error))}", file=sys.stderr)
         return 1
     return 0
 
@@ -169,9 +174,13 @@ def summary(table) -> str:
     from . import metrics
 
     shown = table[["filename", "truth", "label", "face", "voice"]]
-    shown = shown.assign(truth=shown["truth"].map(TRUTH)).rename(columns={"label": "P(fake)"})
+    shown = shown.assign(filename=shown["filename"].map(disk.printable), truth=shown["truth"].map(TRUTH))
+    shown = shown.rename(columns={"label": "P(fake)"})
     lines = [shown.to_string(index=False, float_format="{:.3f}".format, na_rep="–")]
-    lines += [f"warning: {warning}" for warnings in table["warnings"] for warning in warnings]
+    lines += [f"warning: {disk.printable(warning)}" for warnings in table["warnings"] for warning in warnings]
+    if any(name.startswith(FORMULAS) for name in table["filename"]):
+        lines.append("warning: some names begin like formulas; the CSV keeps them as they are, as Kaggle "
+                     "compares them: do not open it in a spreadsheet")
     known = table.dropna(subset="truth")
     if known["truth"].nunique() == 2:
         lines.append(f"log loss {metrics.log_loss(known['truth'], known['label']):.3f}, "
@@ -181,8 +190,6 @@ def summary(table) -> str:
 
 def draw(table, output: Path) -> dict[str, Path]:
     """Save the contact sheet of faces and the score histogram beside ``output``; returns their paths."""
-    import cv2
-
     from . import plots
     from .datasets.dfdc import is_inside
 
@@ -191,7 +198,7 @@ def draw(table, output: Path) -> dict[str, Path]:
     pictures = {name: disk.fitting(strips / f"{name}.jpg") for name in table["filename"] if is_inside(name)}
     seen = [row for row in table.itertuples() if os.path.isfile(pictures.get(row.filename, ""))]
     if shown := seen[:SHEET_ROWS]:
-        images = [cv2.imread(str(pictures[row.filename]))[..., ::-1] for row in shown]
+        images = [_picture(pictures[row.filename]) for row in shown]
         title = "The ten crops behind each answer"
         title += f", first {len(shown)} of {len(seen)} clips" if len(seen) > len(shown) else ""
         figures["faces"] = plots.contact_sheet(images, [_caption(row) for row in shown], columns=1,
@@ -203,9 +210,18 @@ def draw(table, output: Path) -> dict[str, Path]:
     return paths
 
 
+def _picture(path: Path):
+    """A saved picture, uint8 RGB (H, W, 3); a grey one if it is damaged."""
+    import cv2
+    import numpy as np
+
+    found = cv2.imdecode(np.fromfile(path, np.uint8), cv2.IMREAD_COLOR)
+    return np.full((128, 1280, 3), 128, np.uint8) if found is None else found[..., ::-1]
+
+
 def _caption(row) -> str:
     """A clip's name, score, label if known, and a note if no face was found."""
-    parts = [row.filename, f"P(fake) {row.label:.2f}", TRUTH.get(row.truth, "")]
+    parts = [disk.printable(row.filename), f"P(fake) {row.label:.2f}", TRUTH.get(row.truth, "")]
     parts.append("" if any(frame["source"] != "fallback" for frame in row.frames) else "no face found")
     return "   ".join(filter(None, parts))
 

@@ -96,6 +96,12 @@ def fitting(path: Path, ending: str = "") -> Path:
     return path.with_name(start.encode("utf-8", "ignore").decode("utf-8") + mark)
 
 
+def printable(text: str) -> str:
+    """``text`` with its control, direction and undecodable characters escaped, for terminals and pictures."""
+    return "".join(mark if mark.isprintable() or mark == "\n" else mark.encode("unicode_escape").decode()
+                   for mark in text)
+
+
 # --- locks --------------------------------------------------------------------------------------------------
 @contextmanager
 def locked(path: Path) -> Iterator[None]:

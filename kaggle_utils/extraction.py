@@ -7,8 +7,10 @@ import errno
 import hashlib
 import json
 import os
-import zipfile
+import sys
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -25,9 +27,10 @@ from .face import detection, framing
 from .media import isolation, sound, video
 
 FRAMES = 10  # frames read from a clip
-READING = 2  # raise it if clips yield different frames or crops: older caches and journals become invalid
+READING = 3  # raise it if clips yield different frames or crops: older caches and journals become invalid
 LYING = {90: cv2.ROTATE_90_CLOCKWISE, 270: cv2.ROTATE_90_COUNTERCLOCKWISE, 180: cv2.ROTATE_180}
 TRIED = 3  # frames that are searched in each rotation if no upright face is found
+LARGEST = 256 * 2**20  # bytes of an unpacked extract; four people and ten minutes of sound are 30 MB
 DECIMALS = 2  # of boxes, in pixels: the last bits depend on MTCNN's number of threads
 RECORD = "extracts.json"  # says what the extracts of a cache folder were made with
 ENDS = 2**14  # bytes at both ends of a clip that, with its size, tell it from others
@@ -125,9 +128,23 @@ def save_extract(path: str | Path, extracted: Extract, key: str = "") -> None:
         np.savez_compressed(file, about=json.dumps(about), times_s=extracted.times_s, **arrays)
 
 
+@contextmanager
+def _opened(path: str | Path) -> Iterator[Any]:
+    """A cached file for reading.
+
+    Raises:
+        ValueError: it unpacks to more than ``LARGEST`` bytes.
+    """
+    with np.load(path, allow_pickle=False) as file:
+        size = sum(member.file_size for member in file.zip.infolist())
+        if size > LARGEST:
+            raise ValueError(f"{path}: unpacks to {size} bytes, expected at most {LARGEST}")
+        yield file
+
+
 def load_extract(path: str | Path) -> Extract:
     """Read a file that :func:`save_extract` wrote; it gives back what was extracted, exactly."""
-    with np.load(path, allow_pickle=False) as file:
+    with _opened(path) as file:
         about = json.loads(str(file["about"]))
         people = [framing.FaceCrops(file[f"images_{n}"], file[f"boxes_{n}"].astype(float).round(DECIMALS),
                                     file[f"sources_{n}"].tolist(), file[f"frames_{n}"],
@@ -205,7 +222,10 @@ def fetch(path: str | Path, finder: detection.FaceFinder, frames: int, sample_ra
         ValueError: this machine would make other extracts than those of the cache.
     """
     if place and place.made:
-        return load_extract(place.file)
+        try:
+            return load_extract(place.file)
+        except Exception as error:  # whatever a damaged or foreign file raises
+            tqdm.write(f"{place.file} is made again: {type(error).__name__}: {error}", file=sys.stderr)
     extracted = extract(path, finder, frames, sample_rate)
     if place and place.writable and str(frames) == place.record["frames"]:
         check_made_with(place.record, made_with(frames, sample_rate), "this worker")
@@ -242,9 +262,9 @@ def _parsed(record: Path) -> dict[str, str]:
 def _is_made(path: Path, key: str) -> bool:
     """Whether a cached file exists, is whole, and its key is ``key``."""
     try:
-        with np.load(path, allow_pickle=False) as file:
+        with _opened(path) as file:
             return json.loads(str(file["about"]))["key"] == key
-    except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile):
+    except Exception:  # whatever a damaged or foreign file raises
         return False
 
 

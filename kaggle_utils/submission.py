@@ -199,7 +199,7 @@ def _score_clips(clips: pd.DataFrame, run: Callable, output_csv: Path, unscored:
             if failures == done == FAILURES:
                 raise outcome
             rows[name] = unscored(name, f"{type(outcome).__name__}: {outcome}")
-            tqdm.write(f"{name} keeps the prior: {type(outcome).__name__}: {outcome}")
+            tqdm.write(disk.printable(f"{name} keeps the prior: {type(outcome).__name__}: {outcome}"))
         else:
             rows[name] = outcome
             journal.add({"filename": name, "stamp": stamps[name], "read": ask.frames, **outcome})

@@ -72,14 +72,15 @@ def survey(path: str | Path) -> Survey:
              in re.findall(rb"#tb (\d): (\d+)/(\d+)", packets)}
     times: dict[bytes, list[float]] = {b"video": [], b"audio": []}
     stamp = rb"^(\d), +(-?\d+|NOPTS), +(-?\d+|NOPTS),"
-    for stream, decoded, shown in re.findall(stamp, packets, re.MULTILINE):
+    for line in re.finditer(stamp, packets, re.MULTILINE):  # one by one: there may be a million
+        stream, decoded, shown = line.groups()
         if (known := decoded if shown == b"NOPTS" else shown) != b"NOPTS":
             times[kinds[stream]].append(int(known) * bases[stream])
     picture = re.search(rb"^ +Stream #.*: Video: (.*)", listed, re.MULTILINE)
-    line = picture[1] if picture else b""
-    size = re.search(rb", (\d+)x(\d+)", line)
+    described = picture[1] if picture else b""
+    size = re.search(rb", (\d+)x(\d+)", described)
     length = re.search(rb"Duration: (\d+):(\d+):([\d.]+)", listed)
-    fields = re.match(rb"dvvideo|.*(top|bottom) (coded )?first", line) is not None
+    fields = re.match(rb"dvvideo|.*(top|bottom) (coded )?first", described) is not None
     turned = re.search(rb"display ?matrix", listed, re.IGNORECASE) is not None
     parts = map(float, length.groups()) if length else (0.0, 0.0, 0.0)
     return Survey(np.sort(times[b"video"]), np.sort(times[b"audio"]), float(np.dot([*parts], (3600, 60, 1))),
@@ -166,7 +167,9 @@ def display_matrix(path: Path) -> np.ndarray | None:
             return [(start, end) for found, start, end in boxes(file, *place) if found == name]
 
         def matrix(name: bytes, place: tuple[int, int], before_end: int) -> np.ndarray:
-            for _, end in inside(name, place):
+            for start, end in inside(name, place):
+                if end - before_end < start:  # too short for a matrix
+                    break
                 file.seek(end - before_end)
                 return np.frombuffer(file.read(36), ">i4").reshape(3, 3)[:2, :2] / 65536
             return np.eye(2)

@@ -93,7 +93,7 @@ def _check_container(path: Path) -> None:
     with open(path, "rb") as file:
         start = file.read(16)
     if not (start.startswith(MAGIC) or start[4:8] in MP4_BOXES):
-        raise UnreadableClip(path, f"found {start[:8]!r}, expected a clip or sound file")
+        raise UnreadableClip(path, "not a clip or sound file: none of the known containers")
 
 
 def _has_sound_track(path: Path) -> bool:

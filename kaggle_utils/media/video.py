@@ -261,7 +261,7 @@ def _why_not(path: Path) -> str:
     if start.startswith((b"#EXTM3U", b"ffconcat")):
         return "not a video: a playlist, which might open other files"
     if start[4:8] not in MP4_BOXES:
-        return f"not a video: starts with {start!r}, expected one of the containers {CONTAINERS}"
+        return f"not a video: expected one of the containers {CONTAINERS}"
     with open(path, "rb") as file:
         whole = {name for name, *_ in boxes(file, 0, path.stat().st_size)}
     if b"moov" not in whole:
@@ -271,12 +271,13 @@ def _why_not(path: Path) -> str:
 
 def _info(capture: cv2.VideoCapture, path: Path) -> ClipInfo:
     matrix, mirrored = display_matrix(path), False
-    rotation = int(capture.get(cv2.CAP_PROP_ORIENTATION_META)) % 360
+    rotation = _whole(capture, cv2.CAP_PROP_ORIENTATION_META) % 360
     if matrix is not None:
         mirrored = bool(np.linalg.det(matrix) < 0)
         across = -matrix[0] if mirrored else matrix[0]
         rotation = round(math.degrees(math.atan2(across[1], across[0]))) % 360
-    width, height = int(capture.get(cv2.CAP_PROP_FRAME_WIDTH)), int(capture.get(cv2.CAP_PROP_FRAME_HEIGHT))
+    width = _whole(capture, cv2.CAP_PROP_FRAME_WIDTH)
+    height = _whole(capture, cv2.CAP_PROP_FRAME_HEIGHT)
     over, under = capture.get(cv2.CAP_PROP_SAR_NUM), capture.get(cv2.CAP_PROP_SAR_DEN)
     aspect = over / under if over > 0 and under > 0 else 1.0
     aspect = aspect if 1 / MOST_ASPECT <= aspect <= MOST_ASPECT else 1.0
@@ -285,11 +286,17 @@ def _info(capture: cv2.VideoCapture, path: Path) -> ClipInfo:
         width, height = height, width
     fps = capture.get(cv2.CAP_PROP_FPS)
     fps = fps if math.isfinite(fps) and fps > 0 else 0.0
-    count = max(0, int(capture.get(cv2.CAP_PROP_FRAME_COUNT)))
-    code = int(capture.get(cv2.CAP_PROP_FOURCC)) & 0xFFFFFFFF
+    count = max(0, _whole(capture, cv2.CAP_PROP_FRAME_COUNT))
+    code = _whole(capture, cv2.CAP_PROP_FOURCC) & 0xFFFFFFFF
     codec = code.to_bytes(4, "little").decode("latin-1").strip("\0 ")
     return ClipInfo(width, height, fps, count, _duration(count, fps), rotation if rotation in UPRIGHT else 0,
                     codec, mirrored, aspect)
+
+
+def _whole(capture: cv2.VideoCapture, field: int) -> int:
+    """A header's value as an integer; 0 where it is no number, whatever a header says."""
+    value = capture.get(field)
+    return int(value) if math.isfinite(value) else 0
 
 
 def _duration(frame_count: int, fps: float) -> float:
