@@ -34,15 +34,16 @@ def run(command: list[str], memory: int, limit_s: float, stdout: bool,
                           env={**os.environ, **FEW_ARENAS}) as child:
         readers = [threading.Thread(target=_read, args=parts, daemon=True)
                    for parts in zip((child.stdout, child.stderr), kept, most, strict=True) if parts[0]]
+        for reader in readers:
+            reader.start()
         try:
-            for reader in readers:
-                reader.start()
             status = child.wait(limit_s)
         except BaseException:
             child.kill()
             raise
-        for reader in readers:
-            reader.join()
+        finally:
+            for reader in readers:
+                reader.join()
     return status, b"".join(kept[0]), b"".join(kept[1])
 
 
