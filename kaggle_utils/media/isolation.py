@@ -30,7 +30,7 @@ class Worker:
     """One process that runs functions for this one, one call at a time; other threads wait their turn."""
 
     def __init__(self):
-        self.turn, self._pool = threading.RLock(), None
+        self._turn, self._pool = threading.Lock(), None
 
     def call(self, limit_s: float, function: Callable, *arguments):
         """The result or exception of ``function(*arguments)``; both must be picklable.
@@ -39,7 +39,7 @@ class Worker:
             TimeoutError: no answer in ``limit_s`` seconds.
             BrokenProcessPool: the process died. In both cases a new process takes the next call.
         """
-        with self.turn:
+        with self._turn:
             self._pool = self._pool or _start()
             try:
                 return self._pool.submit(function, *arguments).result(limit_s)
@@ -67,9 +67,9 @@ def read_frames(path: str | Path, count: int = 10) -> video.Frames:
     limit_s = video.time_limit(path, found)
     worker = _reader(os.getpid())
     try:
-        with worker.turn:
-            frames, places = worker.call(limit_s, _read_and_keep, path, count, found)
-            images = [worker.call(limit_s, _hand_over) for _ in {*places}][::-1]
+        with disk.temporary() as folder:
+            frames, places = worker.call(limit_s, _read_into, folder, path, count, found)
+            images = [np.load(folder / f"{number}.npy") for number in range(len({*places}))]
         return replace(frames, images=[images[place] for place in places])
     except TimeoutError as error:
         raise video.UnreadableClip(path, f"the picture was not decoded in {limit_s:.0f} s") from error
@@ -79,19 +79,16 @@ def read_frames(path: str | Path, count: int = 10) -> video.Frames:
         raise video.UnreadableClip(path, "decoding needs too much memory") from error
 
 
-_kept: list[np.ndarray] = []  # in the reader: the images of the last clip, until they are handed over
+def _read_into(folder: Path, path: Path, count: int, found: video.Survey) -> tuple[video.Frames, list[int]]:
+    """Read frames in the reader; files hold their images: a pipe would hold each four times.
 
-
-def _read_and_keep(path: Path, count: int, found: video.Survey) -> tuple[video.Frames, list[int]]:
-    """Read frames in the reader; their images follow one by one: all at once would be there four times."""
+    Returns the frames without images, and for each the number of its file: a frame may be repeated.
+    """
     frames = video.read_frames(path, count, found)
-    images = {id(image): image for image in frames.images}  # a frame may be repeated
-    _kept[:] = images.values()
+    images = {id(image): image for image in frames.images}
+    for number, image in enumerate(images.values()):
+        np.save(folder / f"{number}.npy", image)
     return replace(frames, images=[]), [[*images].index(id(image)) for image in frames.images]
-
-
-def _hand_over() -> np.ndarray:
-    return _kept.pop()
 
 
 @cache
