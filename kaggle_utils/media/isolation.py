@@ -72,6 +72,11 @@ def read_frames(path: str | Path, count: int = 10) -> video.Frames:
         raise video.UnreadableClip(path, "decoding needs too much memory") from error
 
 
+def stop_reading() -> None:
+    """End the reader process, from any thread; the clip that it reads counts as unreadable."""
+    _reader(os.getpid()).stop()
+
+
 @cache
 def _reader(process_id: int) -> Worker:
     """The worker of this process; a forked process gets its own."""
