@@ -1,10 +1,11 @@
 """The command line: ``python -m kaggle_utils COMMAND``; ``--help`` lists the commands."""
 
 import argparse
+import os
 import sys
 from pathlib import Path
 
-from . import __version__
+from . import __version__, disk
 from .kaggle import paths
 from .kaggle import push as kaggle_push
 
@@ -162,19 +163,22 @@ def draw(table, output: Path) -> dict[str, Path]:
     import cv2
 
     from . import plots
+    from .datasets.dfdc import is_inside
 
     figures = {"scores": plots.score_distribution(table["label"], table["truth"], "P(fake) of each clip")}
     strips = output.with_name(output.name + ".faces")
-    seen = [row for row in table.itertuples() if (strips / f"{row.filename}.jpg").is_file()]
+    pictures = {name: disk.fitting(strips / f"{name}.jpg") for name in table["filename"] if is_inside(name)}
+    seen = [row for row in table.itertuples() if os.path.isfile(pictures.get(row.filename, ""))]
     if shown := seen[:SHEET_ROWS]:
-        images = [cv2.imread(str(strips / f"{row.filename}.jpg"))[..., ::-1] for row in shown]
+        images = [cv2.imread(str(pictures[row.filename]))[..., ::-1] for row in shown]
         title = "The ten crops behind each answer"
         title += f", first {len(shown)} of {len(seen)} clips" if len(seen) > len(shown) else ""
         figures["faces"] = plots.contact_sheet(images, [_caption(row) for row in shown], columns=1,
                                                title=title, cell=9)
     paths = {name: output.with_name(f"{name}.png") for name in figures}
     for name, figure in figures.items():
-        figure.savefig(paths[name], dpi=110, bbox_inches="tight")
+        with disk.writing(paths[name]) as file:
+            figure.savefig(file, format="png", dpi=110, bbox_inches="tight")
     return paths
 
 

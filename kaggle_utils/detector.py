@@ -8,7 +8,6 @@ becomes a warning, and the score is still defined.
 import hashlib
 import json
 import math
-import os
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -16,7 +15,7 @@ import cv2
 import numpy as np
 import pandas as pd
 
-from . import extraction, storage
+from . import disk, extraction, storage
 from .datasets.dfdc import clips_to_score
 from .face import detection, framing
 from .face.quality import quality_note
@@ -202,7 +201,7 @@ class Detector:
             extracted = ahead(path, frames, following)
             verdict, people = self.examine_extract(path, extracted)
             try:
-                _save_strip(strips / f"{name}.jpg", verdict, people)
+                _save_strip(disk.fitting(strips / f"{name}.jpg"), verdict, people)
             except OSError as error:
                 verdict.warnings.append(f"{name}: the image of its crops was not saved: {error.strerror}")
             return verdict.to_dict() | {"read": extracted.asked}
@@ -349,15 +348,14 @@ def checked_digests(folder: Path) -> dict[str, str]:
 
 def _save_strip(path: Path, verdict: Verdict, people: list[framing.FaceCrops]) -> None:
     """Save the crops of the most suspicious person side by side, 128 pixels each; without crops, nothing."""
-    if os.path.exists(path):  # False for an overlong name
-        path.unlink()
+    path.unlink(missing_ok=True)
     if people:
         suspicion = [-1.0 if math.isnan(track["probability"]) else track["probability"]
                      for track in verdict.tracks]
         crops = people[int(np.argmax(suspicion))].images
         strip = np.concatenate([cv2.resize(crop, (128, 128), interpolation=cv2.INTER_AREA) for crop in crops],
                                axis=1)
-        path.write_bytes(cv2.imencode(".jpg", strip[..., ::-1])[1].tobytes())  # imwrite hides a full disk
+        disk.replace(path, cv2.imencode(".jpg", strip[..., ::-1])[1].tobytes())  # imwrite hides a full disk
 
 
 def _resize(crop: np.ndarray, side: int) -> np.ndarray:

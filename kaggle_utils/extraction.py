@@ -5,7 +5,7 @@ the processors of this machine or, with ``dask`` or ``ray``, over a cluster whos
 """
 
 import json
-import os
+import zipfile
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
@@ -20,6 +20,7 @@ import numpy as np
 import pandas as pd
 from tqdm.auto import tqdm
 
+from . import disk
 from .datasets.dfdc import clips_to_score, file_stamp
 from .face import detection, framing
 from .media import isolation, sound, video
@@ -122,7 +123,7 @@ class Ahead:
 
 # --- one file per clip --------------------------------------------------------------------------------------
 def save_extract(path: str | Path, extracted: Extract, key: str = "") -> None:
-    """Write an extract as a compressed ``.npz``, atomically (temporary name, then rename).
+    """Write an extract as a compressed ``.npz``, as :func:`disk.writing` does.
 
     The same extract gives the same bytes. ``key`` identifies its source clip and settings.
     """
@@ -137,10 +138,8 @@ def save_extract(path: str | Path, extracted: Extract, key: str = "") -> None:
         arrays["samples"] = np.rint(extracted.samples * 32768).astype(np.int16)
     about = {"key": key, "people": len(people), "sample_rate": extracted.sample_rate,
              "warnings": extracted.warnings}
-    partial_path = path.with_name(f"{path.name}.{os.getpid()}.partial")
-    with open(partial_path, "wb") as file:
+    with disk.writing(path) as file:
         np.savez_compressed(file, about=json.dumps(about), times_s=extracted.times_s, **arrays)
-    partial_path.replace(path)
 
 
 def load_extract(path: str | Path) -> Extract:
@@ -156,11 +155,12 @@ def load_extract(path: str | Path) -> Extract:
 
 
 def _is_made(path: Path, key: str) -> bool:
-    """Whether a cached file exists and its key is ``key``."""
-    if not path.is_file():
+    """Whether a cached file exists, is whole, and its key is ``key``."""
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            return json.loads(str(file["about"]))["key"] == key
+    except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile):
         return False
-    with np.load(path, allow_pickle=False) as file:
-        return json.loads(str(file["about"]))["key"] == key
 
 
 # --- folders ------------------------------------------------------------------------------------------------
@@ -197,7 +197,8 @@ def extract_clips(clips: pd.DataFrame, cache_folder: str | Path, jobs: int = 1, 
     cache_folder = Path(cache_folder).resolve()
     cache_folder.mkdir(parents=True, exist_ok=True)
     clips = clips[[path is not None for path in clips["path"]]].copy()
-    clips["cache"] = [cache_folder / f"{name}.npz" for name in clips["filename"]]
+    disk.sweep(cache_folder)
+    clips["cache"] = [disk.fitting(cache_folder / f"{name}.npz") for name in clips["filename"]]
     keys = {row.path: _key(row.path, frames) for row in clips.itertuples()}
     clips["made"] = [not _is_made(row.cache, keys[row.path]) for row in clips.itertuples()]
     waiting = clips[clips["made"]]

@@ -19,7 +19,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from . import __version__, explain, pictures
+from . import __version__, disk, explain, pictures
 from .detector import Detector, Verdict
 from .extraction import FRAMES, Extract, listen, look, upright
 from .face import framing
@@ -144,7 +144,7 @@ def write_report(path: str | Path, output: str | Path, detector: Detector) -> St
         FileNotFoundError: ``path`` is not a file.
     """
     found = study(path, detector)
-    Path(output).write_text(page(found), encoding="utf-8")
+    disk.replace(output, page(found))
     return found
 
 

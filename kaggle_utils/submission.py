@@ -6,13 +6,13 @@ import os
 import re
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import pandas as pd
 from tqdm.auto import tqdm
 
+from . import disk
 from .datasets.dfdc import file_stamp
 
 HEADER = ["filename", "label"]
@@ -39,11 +39,11 @@ class Journal:
             self.finished = {row["filename"]: row for row in map(_parse, lines[1:]) if "filename" in row}
         else:
             lines = [json.dumps({"fingerprint": fingerprint}).encode()]
-        _replace(path, b"".join(line + b"\n" for line in lines))
+        disk.replace(path, b"".join(line + b"\n" for line in lines))
 
     def add(self, row: dict) -> None:
         """Append one finished clip and flush it to disk."""
-        with _named(self.path), self.path.open("ab") as file:
+        with disk.named(self.path), self.path.open("ab") as file:
             file.write(json.dumps(row).encode() + b"\n")
             file.flush()
             os.fsync(file.fileno())
@@ -122,9 +122,19 @@ def score_clips(clips: pd.DataFrame, predict: Callable[[str, Path | None, int, P
             frames requested, if it differs from ``frames``, as for a clip read ahead.
         unscored: ``(filename, reason) -> dict`` with ``probability``: the row of an unscored clip, the prior.
         fingerprint: identifies the models and settings of a journal.
+
+    Raises:
+        BlockingIOError: another run writes to ``output_csv``.
     """
     output_csv = Path(output_csv)
     output_csv.parent.mkdir(parents=True, exist_ok=True)
+    with disk.locked(output_csv):
+        disk.sweep(output_csv.parent)
+        return _score_clips(clips, predict, output_csv, unscored, fingerprint, hours, progress)
+
+
+def _score_clips(clips: pd.DataFrame, predict: Callable, output_csv: Path, unscored: Callable,
+                 fingerprint: str, hours: float | None, progress: bool) -> pd.DataFrame:
     journal = Journal(output_csv.with_name(output_csv.name + ".journal"), fingerprint)
     stamps = {clip.filename: file_stamp(clip.path) for clip in clips.itertuples()}
     journal.finished = {name: row for name, row in journal.finished.items()
@@ -170,24 +180,7 @@ def _write(output_csv: Path, rows: dict[str, dict]) -> None:
     for name, row in rows.items():
         quoted = '"' + name.replace('"', '""') + '"' if any(mark in name for mark in ',"\n\r') else name
         lines.append(f"{quoted},{row['probability']:.{DECIMALS}f}")
-    _replace(output_csv, ("\n".join(lines) + "\n").encode("utf-8", "surrogateescape"))
-
-
-def _replace(path: Path, content: bytes) -> None:
-    """Write a file atomically: a reader sees the old or the new content, never a mixture."""
-    partial = path.with_name(path.name + ".partial")
-    with _named(path):
-        partial.write_bytes(content)
-        os.replace(partial, path)
-
-
-@contextmanager
-def _named(path: Path) -> Iterator[None]:
-    """Add the file's name to a disk error; a full disk does not report it."""
-    try:
-        yield
-    except OSError as error:
-        raise OSError(error.errno, error.strerror, str(path)) from error
+    disk.replace(output_csv, ("\n".join(lines) + "\n").encode("utf-8", "surrogateescape"))
 
 
 # --- the check ----------------------------------------------------------------------------------------------

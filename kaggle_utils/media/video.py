@@ -2,7 +2,6 @@
 
 import math
 import os
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -11,6 +10,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
+from .. import disk
 from .files import (
     CONTAINERS,
     MP4_BOXES,
@@ -214,8 +214,8 @@ def _read_copy(path: Path, wanted: list[int], found: Survey) -> tuple[list[np.nd
     The copy is deinterlaced, upright, and in a codec that OpenCV reads.
     """
     chosen = "+".join(f"eq(n,{index})" for index in sorted({*wanted})) or "0"
-    with tempfile.TemporaryDirectory() as folder:
-        copy = Path(folder) / "frames.mkv"
+    with disk.temporary() as folder:
+        copy = folder / "frames.mkv"
         run_ffmpeg(path, "-an", "-sn", "-dn", "-vf",
                    f"yadif=deint=interlaced,select='{chosen}',setfield=prog", "-fps_mode",
                    "passthrough", "-pix_fmt", "yuv444p", "-c:v", "libx264", "-preset", "ultrafast", "-qp",
