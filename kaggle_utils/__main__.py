@@ -71,6 +71,15 @@ def _parser() -> argparse.ArgumentParser:
     report.add_argument("--models", type=Path, help="weights folder")
     report.set_defaults(run=run_report)
 
+    app = commands.add_parser("app", help="a page on this computer: drop a clip, see its report")
+    app.add_argument("--port", type=int, default=0, help="of the address (default: a free one)")
+    app.add_argument("--megabytes", type=float, default=2000, help="largest clip (default 2000)")
+    app.add_argument("--minutes", type=float, default=20, help="longest clip (default 20)")
+    app.add_argument("--open", action="store_true", help="open the address in the default browser")
+    app.add_argument("--prior", type=float, default=0.5, help="share of fakes expected (default 0.5)")
+    app.add_argument("--models", type=Path, help="weights folder")
+    app.set_defaults(run=run_app)
+
     check = commands.add_parser("check", help="check whether Kaggle would accept a submission")
     check.add_argument("submission", type=Path, help="the CSV to check")
     check.add_argument("--data", type=Path, help="folder of clips or DFDC root that it must match")
@@ -200,6 +209,14 @@ def run_report(options: argparse.Namespace) -> None:
     output = options.output or paths.working_folder() / f"{options.clip.stem}.html"
     found = write_report(options.clip, output, Detector.load(options.models, prior=options.prior))
     print(f"{options.clip.name}: {found.zone.name}, P(fake) {percent(found.verdict.probability)}\n{output}")
+
+
+def run_app(options: argparse.Namespace) -> None:
+    """Serve the page into which clips are dropped, until Ctrl-C."""
+    paths.prepare()
+    from .app.server import serve
+
+    serve(options.models, options.prior, options.port, options.megabytes, options.minutes, options.open)
 
 
 def run_check(options: argparse.Namespace) -> None:

@@ -284,7 +284,7 @@ def page(found: Study) -> str:
 
 
 def record(found: Study) -> dict:
-    """The verdict as JSON-ready values, with the clip's word and SHA-256, and what the score was made with."""
+    """The verdict as JSON-ready values, with the clip's word and SHA-256, software and weights."""
     named = facts(found)
     return {"file": named["File"], "sha256": named["SHA-256"], "word": found.zone.name, "prior": found.prior,
             "duration_s": round(found.duration_s, 3), "quality": found.quality,

@@ -29,7 +29,7 @@ FLOORS = [
     ["fusion.rules"],
     ["extraction", "submission"],
     ["detector"],
-    ["plots", "explain", "report", "kaggle.push"],
+    ["plots", "explain", "pictures", "report", "overview", "app.session", "app.desk", "app.server", "kaggle.push"],
     ["__main__"],
 ]
 ORDER = {room: (floor, place) for floor, rooms in enumerate(FLOORS) for place, room in enumerate(rooms)}

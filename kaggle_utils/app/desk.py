@@ -1,7 +1,6 @@
 """The clips of all open pages in one line, and the thread that analyses one after the other."""
 
 import json
-import math
 import os
 import secrets
 import shutil
@@ -88,8 +87,9 @@ class Desk:
 
     # -- from the server's thread ----------------------------------------------------------------------------
     def receive(self, tab: str, name: str, sample: str = "") -> Clip:
-        """A new clip with a folder of its own; its file is to be written to ``path`` before :meth:`enter`."""
-        clip = Clip(secrets.token_urlsafe(16), tab, safe_name(name), self.folder / secrets.token_hex(8), sample)
+        """A new clip with a folder of its own; write its file to ``path``, then call :meth:`enter`."""
+        folder = self.folder / secrets.token_hex(8)
+        clip = Clip(secrets.token_urlsafe(16), tab, safe_name(name), folder, sample)
         clip.page.parent.mkdir(parents=True)
         self.clips[clip.id] = clip
         return clip
@@ -117,6 +117,10 @@ class Desk:
     @property
     def is_full(self) -> bool:
         return len(self._line) >= MOST_WAITING
+
+    @property
+    def is_busy(self) -> bool:
+        return bool(self._line)
 
     def states(self, tab: str) -> list[dict]:
         """The clips of one page in the order of their arrival, JSON-ready."""
@@ -206,7 +210,8 @@ class Desk:
         except files.UnreadableClip:
             return ""  # the analysis says why
         spans = [float(np.ptp(stamps)) for stamps in (found.stamps_s, found.sound_s) if len(stamps)]
-        if (longest_s := max(spans, default=found.duration_s)) <= self.longest_s or not math.isfinite(longest_s):
+        longest_s = max(spans, default=found.duration_s)
+        if not longest_s > self.longest_s:
             return ""
         return (f"This clip is {report.clock(longest_s)} long; the limit is {report.clock(self.longest_s)}. "
                 "Cut out the part in question and try that.")
@@ -222,7 +227,7 @@ def draw_sample(key: str, path: Path) -> None:
 
 
 def warm_up(detector: Detector) -> None:
-    """Run each network once, on nothing, so that the first clip does not wait for TensorFlow to trace them."""
+    """Run each network once, on nothing: the first clip then does not wait for TensorFlow's tracing."""
     windows = np.zeros((VOICE_BATCH, *detector.voice.input_shape[1:]), np.float32)
     detector.finder([np.zeros((360, 640, 3), np.uint8)])
     crops = np.zeros((2 * report.SHOWN, framing.SIZE, framing.SIZE, 3), np.uint8)

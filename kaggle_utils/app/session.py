@@ -29,8 +29,9 @@ def session_folder() -> Iterator[Path]:
     """A new private folder. Decoders of this process also put their temporary files into it."""
     disk.sweep()
     with disk.temporary() as folder:
-        guard = subprocess.Popen([sys.executable, "-I", "-S", "-c", GUARD, str(folder)], stdin=subprocess.PIPE,
-                                 stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
+        command = [sys.executable, "-I", "-S", "-c", GUARD, str(folder)]
+        guard = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL,
+                                 stderr=subprocess.DEVNULL, start_new_session=True)
         before = os.environ.get("TMPDIR")
         scratch = folder / "scratch"
         scratch.mkdir()

@@ -46,5 +46,5 @@ def quality_line(person: FaceCrops) -> str:
         return ""
     if note := quality_note(person):
         return f"{note[0].upper()}{note[1:]}. A low score does not clear the clip; a high one may be wrong."
-    return (f"The face is about {face_quality(person)['side_px']:.0f} px wide, sharp and light enough for the "
-            "networks. Compression can still hide traces.")
+    return (f"The face is about {face_quality(person)['side_px']:.0f} px wide, sharp and light enough for "
+            "the networks. Compression can still hide traces.")
