@@ -27,9 +27,9 @@ import numpy as np
 import pandas as pd
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from kaggle_utils import training
-from kaggle_utils.face import data as face_data
-from kaggle_utils.face import landmarks
+from recipes import loop
+from recipes.face import data as face_data
+from recipes.face import landmarks
 from recipes.face import training as face_training
 
 
@@ -84,8 +84,8 @@ def measure(
 ) -> dict:
     """Speed on so many devices: crops a second with ``training`` batches and with one ``repeated``."""
     began, readings = time.monotonic(), []
-    policy = settings.policy or training.fast_policy()
-    with training.data_parallel(settings.batch_size, devices) as used:
+    policy = settings.policy or loop.fast_policy()
+    with loop.data_parallel(settings.batch_size, devices) as used:
         if used != devices:
             raise ValueError(
                 f"expected {devices} devices that divide batches of {settings.batch_size}, found {used}"

@@ -133,7 +133,7 @@ def _voice_tables(options: argparse.Namespace) -> dict[str, pd.DataFrame]:
 
 def _fusion_tables(options: argparse.Namespace) -> dict[str, pd.DataFrame]:
     """Ways to join faces of DFDC with voices of unheard pages; the figures go to ``models/results.json``."""
-    from kaggle_utils.face.data import read_split
+    from recipes.face.data import read_split
 
     from .face import outside
     from .fusion.training import compare_scores, save_comparison

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from keras import ops
 
-from kaggle_utils.face import augment, compression, landmarks
+from recipes.face import augment, compression, landmarks
 
 SIZE = 224
 

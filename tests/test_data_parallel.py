@@ -21,20 +21,20 @@ if keras.backend.backend() == "tensorflow":
     import tensorflow as tf
     halves = [tf.config.LogicalDeviceConfiguration()] * 2
     tf.config.set_logical_device_configuration(tf.config.list_physical_devices("CPU")[0], halves)
-from kaggle_utils import training
+from recipes import loop
 from recipes.face import training as face_training
 from test_face_training import TINY, drawn_faces
 
 def weights(most):
     keras.utils.set_random_seed(0)
     random = np.random.default_rng(0)
-    with training.data_parallel(8, most) as count:
+    with loop.data_parallel(8, most) as count:
         model = keras.Sequential([keras.Input((5,)), keras.layers.Dense(3, "tanh"), keras.layers.Dense(1)])
         model.compile(keras.optimizers.SGD(0.1), "mse")
         model.fit(random.normal(size=(64, 5)), random.normal(size=(64, 1)), 8, epochs=3, shuffle=False, verbose=0)
     return count, [value.tolist() for value in map(np.asarray, model.get_weights())]
 
-with training.data_parallel(9) as uneven:
+with loop.data_parallel(9) as uneven:
     pass
 losses = []
 if sys.argv[2:]:

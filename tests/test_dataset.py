@@ -7,8 +7,8 @@ import pandas as pd
 import pytest
 
 from kaggle_utils.datasets import dfdc
-from kaggle_utils.face import data as face_data
 from kaggle_utils.kaggle.paths import research_data
+from recipes.face import data as face_data
 
 
 @pytest.fixture

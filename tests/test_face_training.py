@@ -9,14 +9,14 @@ import pytest
 from keras import ops
 from test_augment import drawn_landmarks
 
-from kaggle_utils import metrics, storage, training
-from kaggle_utils.face import data as face_data
-from kaggle_utils.face import landmarks
-from kaggle_utils.face.data import Faces
+from kaggle_utils import metrics, storage
 from kaggle_utils.kaggle import paths
-from recipes.face import correction
+from recipes import loop
+from recipes.face import correction, landmarks
+from recipes.face import data as face_data
 from recipes.face import evaluation as face_evaluation
 from recipes.face import training as face_training
+from recipes.face.data import Faces
 from recipes.face.training import FaceSettings
 
 SIZE = 32
@@ -115,7 +115,7 @@ def test_subset_is_balanced_and_the_same_for_each_seed(faces):
 
 
 def test_schedule_warms_up_and_ends_at_zero():
-    rates = [float(training.WarmupCosine(1e-3, 5, 50.0)(step)) for step in range(51)]
+    rates = [float(loop.WarmupCosine(1e-3, 5, 50.0)(step)) for step in range(51)]
     assert rates[0] == pytest.approx(2e-4) and max(rates) == pytest.approx(1e-3)
     assert rates[-1] == pytest.approx(0, abs=1e-9)
     assert np.argmax(rates) in (4, 5) and (np.diff(rates[5:]) <= 0).all()
@@ -136,7 +136,7 @@ def test_run_learns_and_saves(faces, tmp_path):
 def test_interrupted_and_resumed_run_ends_where_the_whole_one_does(faces, tmp_path, monkeypatch):
     settings = replace(TINY, epochs=4)
     whole = face_training.train_face(settings, faces, tmp_path / "whole", workers=1)
-    plan = training.PlanEpochs
+    plan = loop.PlanEpochs
 
     def interrupted(*arguments, **options):
         monkeypatch.setattr(face_training, "PlanEpochs", plan)
@@ -191,7 +191,7 @@ def test_averaged_weights_leave_the_trainer_as_it_is(faces):
     for index in range(4):
         trainer.train_on_batch(*batches[index])
     before = [np.array(weight) for weight in network.get_weights()]
-    averaged = training.averaged_weights(trainer, network)
+    averaged = loop.averaged_weights(trainer, network)
     assert all(np.array_equal(a, b) for a, b in zip(before, network.get_weights(), strict=True))
     assert any(not np.allclose(a, b) for a, b in zip(before, averaged, strict=True))
 

@@ -10,8 +10,8 @@ from scipy.io import wavfile
 
 from kaggle_utils import blocks, storage
 from kaggle_utils.kaggle.paths import models_folder
-from kaggle_utils.voice import data as voice_data
 from recipes.voice import augment, channels, corpus
+from recipes.voice import data as voice_data
 from recipes.voice import evaluation as voice_evaluation
 from recipes.voice import training as voice_training
 

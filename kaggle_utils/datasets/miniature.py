@@ -22,7 +22,7 @@ import numpy as np
 from tqdm.auto import tqdm
 
 from .babble import SOUND_RATE, resynthesize, speak
-from .drawing import Clip, Person, clip_frames, face_ellipse, portrait, poses
+from .drawing import Clip, Person, clip_frames, face_ellipse, portrait, poses, random_person
 
 VERSION = 3
 MARK = "miniature.json"
@@ -89,7 +89,7 @@ def plan(seed: int) -> list[Clip]:
     """The clips of a seed: names, sizes and lengths are random, the cases are always the same."""
     rng = np.random.default_rng(seed)
     names = iter(_names(rng, 16))
-    people = [_draw_person(rng, index) for index in range(6)]
+    people = [random_person(rng, index) for index in range(6)]
 
     def clip(folder: str, *who: int, **case) -> Clip:
         drawn = {"size": SIZES[rng.integers(len(SIZES))], "fps": int(rng.choice((15, 20, 24, 25))),
@@ -118,16 +118,6 @@ def _names(rng: np.random.Generator, count: int) -> list[str]:
     return ["".join(rng.choice(letters, 10)) + ".mp4" for _ in range(count)]
 
 
-def _draw_person(rng: np.random.Generator, index: int) -> Person:
-    tone = rng.uniform(0.62, 1.05)
-    return Person(
-        mirror=bool(index % 2), width=float(rng.uniform(0.92, 1.1)), jaw=float(rng.uniform(-0.12, 0.12)),
-        skin=tuple(float(gain) for gain in tone * rng.uniform((0.98, 0.94, 0.88), (1.03, 1.02, 1.05))),
-        hair=tuple(float(gain) for gain in rng.uniform(0.25, 1.15) * rng.uniform(0.85, 1.1, 3)),
-        clothes=int(rng.integers(0, 360)), pitch=float(rng.uniform(95, 230)),
-        tract=float(rng.uniform(0.88, 1.15)))
-
-
 def _write_json(path: Path, content: dict) -> None:
     path.write_text(json.dumps(content, indent=None if path.name == MARK else 1) + "\n", encoding="utf-8")
 
@@ -137,7 +127,6 @@ def _write_table(path: Path, labels: dict[str, float]) -> None:
     path.write_text("filename,label\n" + rows, encoding="utf-8")
 
 
-# --- facts about a clip -------------------------------------------------------------------------------------
 # --- files --------------------------------------------------------------------------------------------------
 def write_clip(clip: Clip, folder: Path) -> dict:
     """Render and encode a clip; returns its entry for ``miniature.json``."""

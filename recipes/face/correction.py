@@ -19,9 +19,9 @@ from keras import layers
 from scipy.optimize import minimize
 
 from kaggle_utils import blocks, storage
-from kaggle_utils.face.augment import FaceAugment
-from kaggle_utils.face.data import Faces
 from kaggle_utils.metrics import sigmoid
+from recipes.face.augment import FaceAugment
+from recipes.face.data import Faces
 
 from .feeding import DFDC, LABELLED, FaceBatches
 from .training import RUNS, read_sources, training_rows

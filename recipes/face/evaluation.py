@@ -15,8 +15,8 @@ import pandas as pd
 from scipy.optimize import minimize_scalar
 
 from kaggle_utils.datasets.dfdc import FAKE, REAL
-from kaggle_utils.face.data import CROP_SIZE, Faces, is_unaltered, read_split
 from kaggle_utils.metrics import auc, bootstrap_interval, log_loss, sigmoid
+from recipes.face.data import CROP_SIZE, Faces, is_unaltered, read_split
 
 SOURCE_SIZES = (0, 185, 224, np.inf)  # limits of source_px: small, medium and large faces
 

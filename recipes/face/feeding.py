@@ -5,8 +5,8 @@ import keras
 import numpy as np
 
 from kaggle_utils.datasets.dfdc import FAKE, REAL
-from kaggle_utils.face.data import Faces
-from kaggle_utils.face.landmarks import face_mask
+from recipes.face.data import Faces
+from recipes.face.landmarks import face_mask
 
 from .twins import TWIN_SHAPES, as_delivered, put_back
 

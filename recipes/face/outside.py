@@ -12,8 +12,8 @@ import pandas as pd
 
 from kaggle_utils import storage
 from kaggle_utils.datasets.dfdc import FAKE, REAL, read_dfdc
-from kaggle_utils.face.data import CROP_SIZE, Faces, is_kept_portrait, read_split
 from kaggle_utils.metrics import auc, bootstrap_interval, sigmoid
+from recipes.face.data import CROP_SIZE, Faces, is_kept_portrait, read_split
 
 from .evaluation import face_metrics, predict_logits
 

@@ -17,11 +17,11 @@ import pandas as pd
 from tqdm.auto import tqdm
 
 from kaggle_utils.datasets.dfdc import read_dfdc
-from kaggle_utils.face.data import CROP_SIZE, is_kept_portrait, web_fold
 from kaggle_utils.face.detection import FaceFinder
 from kaggle_utils.face.framing import cut, extract_faces, tight_box
-from kaggle_utils.face.landmarks import mean_landmarks
 from kaggle_utils.media import video
+from recipes.face.data import CROP_SIZE, is_kept_portrait, web_fold
+from recipes.face.landmarks import mean_landmarks
 
 KEPT_ASIDE = range(9)  # DFDC's parts 0–8 are reserved for independent tests: no network is trained on them
 BORDER = 50  # px added around a crop before the search for landmarks

@@ -20,8 +20,9 @@ from keras import ops
 from kaggle_utils import blocks, storage
 from kaggle_utils.datasets.dfdc import FAKE, REAL
 from kaggle_utils.face import networks as face_networks
-from kaggle_utils.face.augment import FaceAugment
-from kaggle_utils.face.data import (
+from kaggle_utils.metrics import auc, log_loss, sigmoid
+from recipes.face.augment import FaceAugment
+from recipes.face.data import (
     Faces,
     is_unaltered,
     joined,
@@ -30,8 +31,7 @@ from kaggle_utils.face.data import (
     read_real_frames,
     read_set,
 )
-from kaggle_utils.metrics import auc, log_loss, sigmoid
-from kaggle_utils.training import (
+from recipes.loop import (
     PlanEpochs,
     WarmupCosine,
     averaged_weights,

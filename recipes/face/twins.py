@@ -18,8 +18,8 @@ import keras
 import numpy as np
 from keras import layers, ops
 
-from kaggle_utils.face.landmarks import face_mask
-from kaggle_utils.training import WarmupCosine, dtype_policy
+from recipes.face.landmarks import face_mask
+from recipes.loop import WarmupCosine, dtype_policy
 
 SIDES = (128, 192, 256)  # pixels: a crop is rebuilt at one of these sizes, multiples of every design's stride
 TRAINED_SIDE = 192

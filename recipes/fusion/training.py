@@ -15,8 +15,6 @@ from tqdm.auto import tqdm
 
 from kaggle_utils.blocks import FRAMES
 from kaggle_utils.datasets.dfdc import FAKE, REAL
-from kaggle_utils.face.augment import FaceAugment
-from kaggle_utils.face.data import Faces
 from kaggle_utils.fusion.rules import BRANCH_OUTPUTS, Calibration, NoisyOr, log_odds, pooled
 from kaggle_utils.metrics import (
     auc,
@@ -28,8 +26,10 @@ from kaggle_utils.metrics import (
 )
 from kaggle_utils.report import zone_of
 from kaggle_utils.results import result, save_results
-from kaggle_utils.voice.data import Voices
 from kaggle_utils.voice.signal import windows
+from recipes.face.augment import FaceAugment
+from recipes.face.data import Faces
+from recipes.voice.data import Voices
 
 MISSING = 0.15  # share of the training clips without a face, and without a voice
 KINDS = {

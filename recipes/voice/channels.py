@@ -6,7 +6,7 @@ import numpy as np
 from scipy import signal
 
 from kaggle_utils.media.sound import SAMPLE_RATE
-from kaggle_utils.voice.data import CODECS, Voices, noisy, prepared, read_voices, recoded, to_int16
+from recipes.voice.data import CODECS, Voices, noisy, prepared, read_voices, recoded, to_int16
 
 CHANNELS = (
     "as recorded",

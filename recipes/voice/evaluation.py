@@ -18,8 +18,8 @@ from kaggle_utils.datasets.dfdc import FAKE, REAL
 from kaggle_utils.media.sound import SAMPLE_RATE
 from kaggle_utils.metrics import auc, bootstrap_interval, equal_error_rate, fit_line, sigmoid
 from kaggle_utils.results import result
-from kaggle_utils.voice.data import FOLDS, Voices, folds, training_rows
 from kaggle_utils.voice.signal import lfcc
+from recipes.voice.data import FOLDS, Voices, folds, training_rows
 
 from .channels import CHANNELS, channel_file, make_channels, with_channels
 from .training import RUNS, VoiceSettings, load_corpus, predict_logits, train_voice

@@ -11,8 +11,9 @@ import cv2
 import numpy as np
 import pandas as pd
 
-from ..datasets.dfdc import FAKE, REAL
-from .framing import FaceCrops
+from kaggle_utils.datasets.dfdc import FAKE, REAL
+from kaggle_utils.face.framing import FaceCrops
+
 from .landmarks import mean_landmarks
 
 VALIDATION_PARTS = range(45, 48)

@@ -13,9 +13,9 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from ..datasets.dfdc import FAKE, REAL
-from ..media.sound import SAMPLE_RATE, read_voice
-from .signal import canonical, is_silent, to_mono
+from kaggle_utils.datasets.dfdc import FAKE, REAL
+from kaggle_utils.media.sound import SAMPLE_RATE, read_voice
+from kaggle_utils.voice.signal import canonical, is_silent, to_mono
 
 FOLDS = 5
 COLUMNS = ["label", "system", "page", "speaker", "pair_key", "file"]
