@@ -111,12 +111,12 @@ def _faces(found: report.Study) -> list[str]:
 
 
 def _group(row: dict) -> str:
-    """Whether a clip was judged; one without a sign of a fake must be judged whole to count as judged."""
+    """Whether a clip was judged. A likely fake counts as judged even if a part of it was not."""
     if row["face"] is None and row["voice"] is None:
         return NOT_JUDGED
     whole = row["face"] is not None and row["voice"] is not None
     whole = whole and not any(MARK in note or " frames decode" in note for note in row["warnings"])
-    return JUDGED if whole or row["word"] != report.ZONES[-1].name else IN_PART
+    return JUDGED if whole or row["word"] == report.ZONES[0].name else IN_PART
 
 
 def _unjudged(name: str, reason: str) -> dict:

@@ -287,7 +287,8 @@ def record(found: Study) -> dict:
     """The verdict as JSON-ready values, with the clip's word and SHA-256, software and weights."""
     named = facts(found)
     return {"file": named["File"], "sha256": named["SHA-256"], "word": found.zone.name, "prior": found.prior,
-            "duration_s": round(found.duration_s, 3), "quality": found.quality,
+            "duration_s": round(found.duration_s, 3) if found.clip or found.voice else None,
+            "quality": found.quality,
             **found.verdict.to_dict(), "warnings": notes(found), "made_with": made_with(found)}
 
 
@@ -329,7 +330,7 @@ def notes(found: Study) -> list[str]:
             warning = warning.removeprefix(name)
         warning = warning.replace(str(found.path), found.path.name)
         lines.append(f"{warning[:1].upper()}{warning[1:]}.")
-    return lines
+    return [line for line in lines if line != "The score is the prior."]  # the page gives none then
 
 
 def reasons(found: Study) -> dict[str, str]:
