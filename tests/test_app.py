@@ -151,14 +151,16 @@ def test_two_tabs_queue_and_a_closed_one_leaves_nothing(page, miniature, served)
 
 
 def test_a_sample_is_one_click_away_by_keyboard_at_390_px(page):
+    from selenium.webdriver import ActionChains, Keys
+
     page.set_window_size(390, 844)
     try:
         assert page.execute_script("return document.documentElement.scrollWidth <= innerWidth")
         for _ in range(10):
-            page.switch_to.active_element.send_keys("\ue004")  # Tab
+            ActionChains(page).send_keys(Keys.TAB).perform()
             if "No face" in page.switch_to.active_element.text:
                 break
-        page.switch_to.active_element.send_keys("\ue007")  # Enter
+        ActionChains(page).send_keys(Keys.ENTER).perform()
         wait_for(lambda: page.find_element("id", "result").is_displayed())
         assert page.execute_script("return document.documentElement.scrollWidth <= innerWidth")
         names = page.execute_script(
