@@ -1,4 +1,5 @@
 # make run    a fresh machine to submission.csv and pictures, for the miniature or for DATA=folder
+# make app    a page on this computer: drop a clip, see its report
 # make test   every unit test and every notebook, on the miniature; on real clips too where DEEPFAKE_DATA names them;
 #             in WORKERS=2 processes
 # make test-fast  lint and the unit tests that take seconds
@@ -22,10 +23,13 @@ PYTEST := $(PY) -m pytest -q --durations=15
 
 export TF_CPP_MIN_LOG_LEVEL ?= 3
 
-.PHONY: run test test-fast docs test-mounts test-kaggle test-cluster benchmark lint test-kills fuzz checksums clean
+.PHONY: run app test test-fast docs test-mounts test-kaggle test-cluster benchmark lint test-kills fuzz checksums clean
 
 run: $(VENV)/.ready
 	$(PY) -m kaggle_utils predict $(DATA)
+
+app: $(VENV)/.ready
+	$(PY) -m kaggle_utils app
 
 test: $(VENV)/.ready lint
 	$(PYTEST) --numprocesses $(WORKERS) --dist loadfile tests notebooks --nbval-lax --nbval-current-env --nbval-cell-timeout=300

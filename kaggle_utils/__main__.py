@@ -70,12 +70,26 @@ def _parser() -> argparse.ArgumentParser:
     _add_spreading(predict)
     predict.set_defaults(run=run_predict)
 
-    report = commands.add_parser("report", help="report on a clip: verdict, faces, heat maps, voice")
-    report.add_argument("clip", type=Path, help="a video file")
-    report.add_argument("-o", "--output", type=Path, help="the page to write (default: work/CLIP.html)")
+    report = commands.add_parser("report", help="report on a clip, or on a folder sorted by suspicion")
+    report.add_argument("source", type=Path, help="a video file, or a folder of clips")
+    report.add_argument("-o", "--output", type=Path,
+                        help="the page to write, or the folder (default: work/CLIP.html, work/FOLDER-report)")
     report.add_argument("--prior", type=float, default=0.5, help="share of fakes expected (default 0.5)")
     report.add_argument("--models", type=Path, help="weights folder")
+    report.add_argument("--jobs", type=int, default=1, help="local processes; -1: one per processor")
+    report.add_argument("--backend", choices=["loky", "dask", "ray"], default="loky",
+                        help="dask, ray: a cluster that shares both folders")
+    report.add_argument("--scheduler", help="the cluster's scheduler, such as tcp://10.0.0.5:8786")
     report.set_defaults(run=run_report)
+
+    app = commands.add_parser("app", help="a page on this computer: drop a clip, see its report")
+    app.add_argument("--port", type=int, default=0, help="of the address (default: a free one)")
+    app.add_argument("--megabytes", type=float, default=2000, help="largest clip (default 2000)")
+    app.add_argument("--minutes", type=float, default=20, help="longest clip (default 20)")
+    app.add_argument("--open", action="store_true", help="open the address in the default browser")
+    app.add_argument("--prior", type=float, default=0.5, help="share of fakes expected (default 0.5)")
+    app.add_argument("--models", type=Path, help="weights folder")
+    app.set_defaults(run=run_app)
 
     check = commands.add_parser("check", help="check whether Kaggle would accept a submission")
     check.add_argument("submission", type=Path, help="the CSV to check")
@@ -227,16 +241,41 @@ def _caption(row) -> str:
 
 
 def run_report(options: argparse.Namespace) -> None:
-    """Write the report page of one clip, and print the verdict and the page's path."""
+    """Write the report of a clip or of a folder; print the verdict, or the number of each, and the path."""
     paths.prepare()
+    if options.source.is_dir():
+        return run_overview(options)
     from .detector import Detector
     from .report import percent, write_report
 
-    if not options.clip.is_file():
-        raise FileNotFoundError(f"{options.clip}: expected a clip")
-    output = options.output or paths.working_folder() / f"{options.clip.stem}.html"
-    found = write_report(options.clip, output, Detector.load(options.models, prior=options.prior))
-    print(f"{options.clip.name}: {found.zone.name}, P(fake) {percent(found.verdict.probability)}\n{output}")
+    if not options.source.is_file():
+        raise FileNotFoundError(f"{options.source}: expected a clip or a folder")
+    output = options.output or disk.fitting(paths.working_folder() / f"{options.source.stem}.html")
+    found = write_report(options.source, output, Detector.load(options.models, prior=options.prior))
+    print(f"{options.source.name}: {found.zone.name}, P(fake) {percent(found.verdict.probability)}\n{output}")
+
+
+def run_overview(options: argparse.Namespace) -> None:
+    """Write the report of a folder; print how many clips got each word, and the page's path."""
+    from collections import Counter
+
+    from .overview import write_overview
+
+    folder = options.source.resolve()
+    output = options.output or paths.working_folder() / f"{folder.name}-report"
+    rows = write_overview(folder, output, options.models, options.prior, options.jobs, options.backend,
+                          options.scheduler)
+    counted = Counter(row["word"] for row in rows)
+    print(", ".join(f"{word}: {count}" for word, count in counted.most_common()))
+    print(output / "index.html")
+
+
+def run_app(options: argparse.Namespace) -> None:
+    """Serve the page into which clips are dropped, until Ctrl-C."""
+    paths.prepare()
+    from .app.server import serve
+
+    serve(options.models, options.prior, options.port, options.megabytes, options.minutes, options.open)
 
 
 def run_check(options: argparse.Namespace) -> None:

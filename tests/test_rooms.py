@@ -25,7 +25,8 @@ FLOORS = [
     ["fusion.rules"],
     ["extraction", "submission", "scoring"],
     ["detector"],
-    ["plots", "tables", "explain", "report", "kaggle.push"],
+    ["plots", "tables", "explain", "pictures", "report", "overview"],
+    ["app.session", "app.desk", "app.server", "kaggle.push"],
     ["__main__"],
 ]
 ORDER = {room: (floor, place) for floor, rooms in enumerate(FLOORS) for place, room in enumerate(rooms)}

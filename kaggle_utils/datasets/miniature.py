@@ -72,7 +72,7 @@ def _make(folder: Path, seed: int, progress: bool) -> None:
         (folder / name).mkdir(parents=True)
     portrait()  # cache it before the threads need it
     with ThreadPoolExecutor(2) as pool:
-        made = list(tqdm(pool.map(lambda clip: _write_clip(clip, folder), clips), "miniature", len(clips),
+        made = list(tqdm(pool.map(lambda clip: write_clip(clip, folder), clips), "miniature", len(clips),
                          unit="clip", disable=not progress))
     train = [clip for clip in clips if clip.folder == "train_sample_videos"]
     test = sorted((clip for clip in clips if clip.folder == "test_videos"), key=lambda clip: clip.name)
@@ -128,7 +128,7 @@ def _write_table(path: Path, labels: dict[str, float]) -> None:
 
 
 # --- files --------------------------------------------------------------------------------------------------
-def _write_clip(clip: Clip, folder: Path) -> dict:
+def write_clip(clip: Clip, folder: Path) -> dict:
     """Render and encode a clip; returns its entry for ``miniature.json``."""
     count = round(clip.seconds * clip.fps)
     rng = np.random.default_rng((clip.scene, 0))

@@ -91,6 +91,11 @@ def _read_into(folder: Path, path: Path, count: int, found: video.Survey) -> tup
     return replace(frames, images=[]), [[*images].index(id(image)) for image in frames.images]
 
 
+def stop_reading() -> None:
+    """End the reader process, from any thread; the clip that it reads counts as unreadable."""
+    _reader(os.getpid()).stop()
+
+
 @cache
 def _reader(process_id: int) -> Worker:
     """The worker of this process; a forked process gets its own."""
