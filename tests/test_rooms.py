@@ -13,7 +13,7 @@ from conftest import ROOT
 FLOORS = [
     ["disk", "spread", "metrics", "kaggle.paths", "results"],
     ["blocks", "face.networks", "voice.networks", "fusion.networks", "storage"],
-    ["media.files", "media.video", "media.isolation", "media.sound"],
+    ["media.children", "media.files", "media.video", "media.isolation", "media.sound"],
     ["datasets.drawing", "datasets.babble", "datasets.miniature", "datasets.dfdc"],
     [
         "face.detection",

@@ -15,6 +15,8 @@ from typing import BinaryIO
 
 import numpy as np
 
+from . import children
+
 CONTAINERS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpegts,mpeg,flv,asf,ogg"  # names of FFmpeg's demuxers
 MP4_BOXES = (b"ftyp", b"moov", b"mdat", b"free", b"skip", b"wide")
 LIMIT_S, LIMIT_S_PER_MB = 60.0, 2.0  # to decode a clip; 1080p takes about 0.5 s per MB on one core
@@ -86,11 +88,10 @@ def survey(path: str | Path) -> Survey:
 
 
 def run_ffmpeg(path: Path, *options: object, demuxers: str = CONTAINERS, kept: str = "stdout",
-               limit_s: float | None = None):
+               limit_s: float | None = None, memory: int = children.SOUND_MEMORY):
     """Read a file with moviepy's ffmpeg, known containers only, and return its ``stdout`` or ``stderr``.
 
-    The other stream is discarded: the errors of a damaged track could fill the memory. ``both`` returns a
-    pair.
+    ``both`` returns a pair. Limits of memory, time and output are those of :func:`children.run`.
 
     Raises:
         UnreadableClip: it takes longer than ``limit_s``, by default :func:`time_limit`, or crashes.
@@ -98,17 +99,15 @@ def run_ffmpeg(path: Path, *options: object, demuxers: str = CONTAINERS, kept: s
     from moviepy.config import FFMPEG_BINARY  # the same name in moviepy 1.0.3 and 2.2
 
     command = [FFMPEG_BINARY, "-hide_banner", "-nostdin", "-protocol_whitelist", "file", "-format_whitelist",
-               demuxers, "-i", str(path.resolve()), *map(str, options)]
-    stdout, stderr = (subprocess.PIPE if kept in (name, "both") else subprocess.DEVNULL
-                      for name in ("stdout", "stderr"))
+               demuxers, "-threads", "2", "-i", str(path.resolve()), *map(str, options)]
     limit_s = time_limit(path) if limit_s is None else limit_s
     try:
-        done = subprocess.run(command, stdout=stdout, stderr=stderr, check=False, timeout=limit_s)
+        status, stdout, stderr = children.run(command, memory, limit_s, kept != "stderr", kept != "stdout")
     except subprocess.TimeoutExpired as error:
         raise UnreadableClip(path, f"ffmpeg did not finish in {limit_s:.0f} s") from error
-    if done.returncode < 0:
-        raise UnreadableClip(path, f"ffmpeg crashed (signal {-done.returncode})")
-    return (done.stdout, done.stderr) if kept == "both" else getattr(done, kept)
+    if status < 0:
+        raise UnreadableClip(path, f"ffmpeg crashed (signal {-status})")
+    return {"stdout": stdout, "stderr": stderr, "both": (stdout, stderr)}[kept]
 
 
 def check_file(path: Path) -> None:

@@ -11,23 +11,26 @@ import signal
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
 import cv2
+import numpy as np
 from joblib.externals.loky import ProcessPoolExecutor
 from joblib.externals.loky.process_executor import BrokenProcessPool
 
-from . import video
+from .. import disk
+from . import children, video
 
-MEMORY = 8 * 2**30  # bytes of address space; allocations beyond it fail in the process
+MEMORY = children.PICTURE_MEMORY  # bytes by which the process may grow; allocations beyond it fail
 
 
 class Worker:
     """One process that runs functions for this one, one call at a time; other threads wait their turn."""
 
     def __init__(self):
-        self._turn, self._pool = threading.Lock(), None
+        self.turn, self._pool = threading.RLock(), None
 
     def call(self, limit_s: float, function: Callable, *arguments):
         """The result or exception of ``function(*arguments)``; both must be picklable.
@@ -36,7 +39,7 @@ class Worker:
             TimeoutError: no answer in ``limit_s`` seconds.
             BrokenProcessPool: the process died. In both cases a new process takes the next call.
         """
-        with self._turn:
+        with self.turn:
             self._pool = self._pool or _start()
             try:
                 return self._pool.submit(function, *arguments).result(limit_s)
@@ -62,14 +65,33 @@ def read_frames(path: str | Path, count: int = 10) -> video.Frames:
         return video.read_frames(path, count)
     found = video.survey(path)
     limit_s = video.time_limit(path, found)
+    worker = _reader(os.getpid())
     try:
-        return _reader(os.getpid()).call(limit_s, video.read_frames, path, count, found)
+        with worker.turn:
+            frames, places = worker.call(limit_s, _read_and_keep, path, count, found)
+            images = [worker.call(limit_s, _hand_over) for _ in {*places}][::-1]
+        return replace(frames, images=[images[place] for place in places])
     except TimeoutError as error:
         raise video.UnreadableClip(path, f"the picture was not decoded in {limit_s:.0f} s") from error
     except BrokenProcessPool as error:
         raise video.UnreadableClip(path, "its decoder crashed") from error
     except (MemoryError, cv2.error) as error:
         raise video.UnreadableClip(path, "decoding needs too much memory") from error
+
+
+_kept: list[np.ndarray] = []  # in the reader: the images of the last clip, until they are handed over
+
+
+def _read_and_keep(path: Path, count: int, found: video.Survey) -> tuple[video.Frames, list[int]]:
+    """Read frames in the reader; their images follow one by one: all at once would be there four times."""
+    frames = video.read_frames(path, count, found)
+    images = {id(image): image for image in frames.images}  # a frame may be repeated
+    _kept[:] = images.values()
+    return replace(frames, images=[]), [[*images].index(id(image)) for image in frames.images]
+
+
+def _hand_over() -> np.ndarray:
+    return _kept.pop()
 
 
 @cache
@@ -79,17 +101,16 @@ def _reader(process_id: int) -> Worker:
 
 
 def _start() -> ProcessPoolExecutor:
+    disk.sweep()  # temporary copies of processes that were killed
     quiet = {"PYTHONFAULTHANDLER": ""}  # no stack dump of a crashed process: the caller gets an error
-    return ProcessPoolExecutor(1, initializer=_set_up, initargs=(os.getpid(),), env=quiet)
+    return ProcessPoolExecutor(1, initializer=_set_up, initargs=(os.getpid(),),
+                               env=quiet | children.FEW_ARENAS)
 
 
 def _set_up(parent: int) -> None:
     """Set up the new process: leave Ctrl-C to the parent, limit the memory, and end with the parent."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    if os.name == "posix":
-        import resource
-
-        resource.setrlimit(resource.RLIMIT_AS, (MEMORY, resource.getrlimit(resource.RLIMIT_AS)[1]))
+    children.limit_growth(MEMORY)
     threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
 
 
