@@ -25,7 +25,7 @@ from .extraction import FRAMES, Extract, listen, look, upright
 from .face import framing
 from .face.quality import quality_line
 from .media import sound, video
-from .voice import networks as voice_networks
+from .voice import layers as voice_layers
 from .voice import signal as voice_signal
 
 SAMPLED = 3 * FRAMES  # frames of a curve: an odd multiple includes those of the verdict
@@ -219,7 +219,7 @@ def _voice(detector: Detector, recorded: np.ndarray, heard: dict | None, path: P
     samples, start_s = speech.samples, speech.start_s + (video.survey(path).sound_start_s if path else 0.0)
     windows = speech.windows.reshape(-1, *detector.voice.input_shape[1:])
     levels = voice_signal.log_power(samples, rate, explain.FFT_LENGTH, explain.HOP)[0]
-    bands = voice_networks.filter_bank("mel", BANDS, rate, explain.FFT_LENGTH).T
+    bands = voice_layers.filter_bank("mel", BANDS, rate, explain.FFT_LENGTH).T
     bands /= bands.sum(axis=1, keepdims=True)
     sensitive = np.zeros_like(levels)
     for start, found in zip(speech.starts, explain.saliency(detector.voice, windows), strict=True):
