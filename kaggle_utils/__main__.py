@@ -280,10 +280,13 @@ def run_app(options: argparse.Namespace) -> None:
 
 def run_check(options: argparse.Namespace) -> None:
     """Print that a submission is valid, or raise an error that lists its faults."""
-    from .datasets.dfdc import clips_to_score
-    from .submission import problems_of
+    from .check import problems_of
 
-    expected = clips_to_score(options.data)["filename"] if options.data else None
+    expected = None
+    if options.data:
+        from .datasets.dfdc import clips_to_score
+
+        expected = clips_to_score(options.data)["filename"]
     if problems := problems_of(options.submission, expected):
         raise ValueError("\n  ".join([f"{options.submission} is not a valid submission:", *problems]))
     compared = f"one row per clip of {options.data}" if options.data else "names not checked (no --data)"

@@ -110,7 +110,8 @@ class Detector:
                                         settings.get("pooling", "mean"))
         fuse = rules.load(folder, settings, calibration)
         detector = cls(face, hears, fuse, calibration, settings["flip"], prior, digests)
-        detector.weights = Weights(cls.load, (str(folder.resolve()), prior, join), detector.fingerprint)
+        load, arguments = f"{__name__}:{cls.__name__}.load", (str(folder.resolve()), prior, join)
+        detector.weights = Weights(load, arguments, detector.fingerprint)
         return detector
 
     @property

@@ -1,9 +1,10 @@
 """Score a folder in this process, in several or on a cluster; from a cache of extracts or from the clips."""
 
 import math
+import pkgutil
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -25,7 +26,7 @@ _networks = threading.Lock()  # a cluster's worker may have several threads
 class Weights(NamedTuple):
     """How a worker loads the detector, and the fingerprint that it must have."""
 
-    load: Callable[..., Any]
+    load: str  # module:function, so that a worker can silence TensorFlow before it imports that
     arguments: tuple
     fingerprint: str
 
@@ -109,7 +110,7 @@ def _load(weights: Weights) -> Detector:
     from .kaggle import paths
 
     paths.prepare()
-    detector = weights.load(*weights.arguments)
+    detector = pkgutil.resolve_name(weights.load)(*weights.arguments)
     if detector.fingerprint != weights.fingerprint:
         raise ValueError(f"{weights.arguments[0]}: this worker has other weights than the one that asks")
     return detector

@@ -1,12 +1,9 @@
-"""Score a whole folder into ``submission.csv``: always complete, resumable, on time; and check the file."""
+"""Score a whole folder into ``submission.csv``: always complete, resumable, on time."""
 
-import csv
 import json
 import os
-import re
 import time
-from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -14,13 +11,12 @@ import pandas as pd
 from tqdm.auto import tqdm
 
 from . import disk
+from .check import HEADER, is_probability
 from .datasets.dfdc import file_stamp
 
-HEADER = ["filename", "label"]
 FRAME_LADDER = (10, 6, 3)  # frames read per clip; the time guard steps down
 DECIMALS = 5
 OUT_OF_TIME = "not scored in the time budget"
-NUMBER = re.compile(r"[0-9]*\.?[0-9]+(?:[eE][-+]?[0-9]+)?|[0-9]+\.")  # float() also takes 0_1
 FAILURES = 3  # if this many first clips all fail, the fault is not theirs: raise the error
 WRITE_S = 1.0  # s between two writings of the CSV: with many clips, each takes a while
 MARGIN = 0.95  # share of the time budget to plan for
@@ -57,7 +53,7 @@ def _parse(line: bytes) -> dict:
         row = json.loads(line)
     except (ValueError, RecursionError):
         return {}  # a truncated line: the clip is rescored
-    if not isinstance(row, dict) or ("filename" in row and not _is_probability(str(row.get("probability")))):
+    if not isinstance(row, dict) or ("filename" in row and not is_probability(str(row.get("probability")))):
         return {}
     return row
 
@@ -225,39 +221,3 @@ def _write(output_csv: Path, rows: dict[str, dict]) -> None:
         quoted = '"' + name.replace('"', '""') + '"' if any(mark in name for mark in ',"\n\r') else name
         lines.append(f"{quoted},{row['probability']:.{DECIMALS}f}")
     disk.replace(output_csv, ("\n".join(lines) + "\n").encode("utf-8", "surrogateescape"))
-
-
-# --- the check ----------------------------------------------------------------------------------------------
-def problems_of(submission: str | Path, expected: Iterable[str] | None = None) -> list[str]:
-    """Faults for which Kaggle would reject a submission: one line each, with the first affected rows.
-
-    Args:
-        expected: names of the required clips, each once; None: names are not checked against a data set.
-
-    Raises:
-        FileNotFoundError: there is no such file.
-    """
-    csv.field_size_limit(2**27)  # a field longer than that is no name
-    with open(submission, encoding="utf-8", errors="surrogateescape", newline="") as file:
-        header, *rows = list(csv.reader(file)) or [[]]
-    if header != HEADER:
-        return [f"wrong header: expected {','.join(HEADER)!r}, found {','.join(header)!r}"]
-    lines = dict(enumerate(rows, start=2))  # line numbers, if no name holds a line break
-    names = [row[0] for row in rows if len(row) == 2]
-    labels = {number: row[1] for number, row in lines.items() if len(row) == 2}
-    known = names if expected is None else list(expected)
-    found = {
-        "rows that do not have two fields": [f"row {number}: {row}" for number, row in lines.items()
-                                             if len(row) != 2],
-        "labels that are not numbers in [0, 1]": [f"row {number}: {label!r}" for number, label
-                                                  in labels.items() if not _is_probability(label)],
-        "duplicate rows": [name for name, count in Counter(names).items() if count > 1],
-        "missing rows": sorted(set(known) - set(names)),
-        "extra rows": sorted(set(names) - set(known)),
-    }
-    return [f"{len(places)} {kind}: {', '.join(places[:3])}{', …' if len(places) > 3 else ''}"
-            for kind, places in found.items() if places] or ([] if rows else ["no rows"])
-
-
-def _is_probability(label: str) -> bool:
-    return bool(NUMBER.fullmatch(label)) and 0 <= float(label) <= 1

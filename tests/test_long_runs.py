@@ -19,7 +19,8 @@ import pandas as pd
 import pytest
 from stubs import one_by_one
 
-from kaggle_utils.submission import FRAME_LADDER, problems_of, score_clips
+from kaggle_utils.check import problems_of
+from kaggle_utils.submission import FRAME_LADDER, score_clips
 
 ROOT = Path(__file__).resolve().parents[1]
 KILLS = int(os.environ.get("DEEPFAKE_KILLS", "20"))

@@ -11,7 +11,7 @@ from conftest import ROOT
 # From the ground floor up. A room may import from its own floor only where the row says so, and never from
 # above.
 FLOORS = [
-    ["disk", "spread", "metrics", "kaggle.paths", "results"],
+    ["disk", "check", "spread", "metrics", "kaggle.paths", "results"],
     ["blocks", "face.networks", "voice.networks", "fusion.networks", "storage"],
     ["media.children", "media.files", "media.video", "media.isolation", "media.sound"],
     ["datasets.drawing", "datasets.babble", "datasets.miniature", "datasets.dfdc"],

@@ -5,7 +5,8 @@ import pytest
 from stubs import one_by_one
 
 from kaggle_utils.__main__ import main
-from kaggle_utils.submission import FRAME_LADDER, Journal, TimeGuard, problems_of, score_clips
+from kaggle_utils.check import problems_of
+from kaggle_utils.submission import FRAME_LADDER, Journal, TimeGuard, score_clips
 
 
 @pytest.fixture
