@@ -24,7 +24,7 @@ from .detector import Detector, Verdict
 from .extraction import FRAMES, Extract, listen, look, upright
 from .face import framing
 from .face.quality import quality_line
-from .media import sound, video
+from .media import files, sound, video
 from .voice import layers as voice_layers
 from .voice import signal as voice_signal
 
@@ -33,6 +33,8 @@ SHOWN = 3  # number of most suspicious and of least suspicious frames per person
 RARE = 0.05  # a second prior: one fake in twenty clips
 HEAT_TOP = 5.0  # Grad-CAM value, in logits, at the top of the scale; raised to the page's maximum
 BANDS = 60  # mel bands of a voice picture; each spans at least one spectral bin
+MOST_TICKS = 60  # a header may claim years
+CHANGED = "the file changed while it was analysed"
 COLUMNS = 1200  # of a voice picture, at most
 STAGES = ("reading", "faces", "face network", "voice", "page")
 
@@ -118,6 +120,12 @@ class Study:
     voice: Voice | None
     digests: dict[str, str]
     quality: str = ""
+    identity: tuple[int, ...] = ()  # of the file that was judged
+
+    @property
+    def name(self) -> str:
+        """The file's name as text to show."""
+        return disk.printable(self.path.name)
 
     @property
     def duration_s(self) -> float:
@@ -162,6 +170,7 @@ def study(path: str | Path, detector: Detector, progress: Callable[[str], None] 
     path, rate, tell = Path(path), detector.voice_rate, progress or (lambda stage: None)
     if not path.is_file():
         raise FileNotFoundError(f"{path}: expected a clip")
+    identity = files.identity(path)
     tell("reading")
     clip, warnings = look(path, SAMPLED)
     samples, unheard = listen(path, rate)
@@ -188,12 +197,14 @@ def study(path: str | Path, detector: Detector, progress: Callable[[str], None] 
     rarer.prior = RARE
     rare = rarer.combine(*parts, []).probability
     verdict = detector.combine(*parts, warnings)
+    if files.identity(path) != identity:
+        verdict.warnings.append(f"{path.name}: {CHANGED}")
     shares = [track["probability"] for track in verdict.tracks]
     main = None if math.isnan(verdict.face) else int(np.nanargmax(shares))
     for number, person in shown.items():
         person.probability, person.decides = shares[number], number == main
     return Study(path, verdict, rare, detector.prior, clip, list(shown.values()), np.array(kept, int), voice,
-                 detector.digests, "" if main is None else quality_line(people[main]))
+                 detector.digests, "" if main is None else quality_line(people[main]), identity)
 
 
 def _person(detector: Detector, number: int, found: framing.FaceCrops) -> Person | None:
@@ -286,9 +297,9 @@ def page(found: Study) -> str:
 def record(found: Study) -> dict:
     """The verdict as JSON-ready values, with the clip's word and SHA-256, software and weights."""
     named = facts(found)
-    return {"file": named["File"], "sha256": named["SHA-256"], "word": found.zone.name, "prior": found.prior,
+    return {"file": found.path.name, "sha256": named["SHA-256"], "word": found.zone.name,
+            "prior": found.prior, "quality": found.quality,
             "duration_s": round(found.duration_s, 3) if found.clip or found.voice else None,
-            "quality": found.quality,
             **found.verdict.to_dict(), "warnings": notes(found), "made_with": made_with(found)}
 
 
@@ -304,22 +315,32 @@ def clock(seconds: float) -> str:
 
 def facts(found: Study) -> dict[str, str]:
     """The file's properties: name, size, picture, sound and SHA-256."""
-    with open(found.path, "rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-    named = {"File": found.path.name, "Size": f"{found.path.stat().st_size / 1e6:.1f} MB"}
+    named = {"File": found.name, "Size": f"{found.identity[2] / 1e6:.1f} MB"}
     if found.clip:
         info = found.clip.info
         turn = f", stored rotated by {info.rotation}°, shown upright" if info.rotation else ", not rotated"
         named |= {"Duration": clock(info.duration_s),
                   "Picture": f"{info.width} × {info.height} pixels{turn}, {info.fps:.4g} frames per second, "
                              f"{info.frame_count} frames, codec {info.codec}"}
-    return named | {"Sound": _sound(found), "SHA-256": digest}
+    return named | {"Sound": _sound(found), "SHA-256": _digest(found)}
+
+
+def _digest(found: Study) -> str:
+    """The SHA-256 of the file that was judged; no digest of another one that has taken its place."""
+    try:
+        with open(found.path, "rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError:
+        return f"unknown: {CHANGED}"
+    return digest if files.identity(found.path) == found.identity else f"unknown: {CHANGED}"
 
 
 def _sound(found: Study) -> str:
-    if not (found.clip or found.voice):
-        return "unknown: the file cannot be read"
-    return sound.sound_format(found.path) or "no sound track"
+    try:
+        listed = sound.sound_format(found.path) if found.clip or found.voice else "unknown"
+    except video.UnreadableClip:
+        listed = "unknown"
+    return "unknown: the file cannot be read" if listed == "unknown" else listed or "no sound track"
 
 
 def notes(found: Study) -> list[str]:
@@ -373,7 +394,7 @@ def _ticks(duration_s: float) -> list[tuple[float, str]]:
     step = next(step for step in (0.5, 1, 2, 5, 10, 20, 30, 60, 120, 300, 600, 1800, 3600, 36000)
                 if duration_s / step <= 6 or step == 36000)
     return [(100 * time / duration_s, clock(time).replace(".0", ""))
-            for time in np.arange(0, duration_s * 0.97, step)]
+            for time in step * np.arange(min(MOST_TICKS, math.ceil(duration_s * 0.97 / step)))]
 
 
 def _curve(person: Person, found: Study) -> tuple[list[str], list[dict]]:

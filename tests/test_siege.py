@@ -21,7 +21,7 @@ from helpers import ffmpeg
 
 from conftest import ROOT
 from kaggle_utils import __main__ as command_line
-from kaggle_utils import disk, extraction, plots
+from kaggle_utils import disk, extraction, plots, report
 from kaggle_utils.face import detection
 from kaggle_utils.kaggle.paths import research_data
 from kaggle_utils.media import children, files, isolation, sound, video
@@ -96,7 +96,9 @@ def test_no_clip_takes_more_than_three_gib_over_all_processes(tmp_path):
     process = subprocess.Popen(
         [sys.executable, "-c", STUDY, tmp_path, *clips], cwd=ROOT, stdout=subprocess.PIPE, text=True
     )
-    assert peak_of(process) < MOST_MEMORY
+    peak = peak_of(process)
+    print(f"at most {peak / 2**30:.2f} GiB over all processes")
+    assert peak < MOST_MEMORY
     assert process.returncode == 0
     assert process.stdout.read().split() == [str(path) for path in clips]
     for path in clips:
@@ -297,6 +299,36 @@ def test_a_folder_of_odd_names_is_extracted_scored_and_drawn(clip, tmp_path, det
 def test_an_error_line_holds_no_escape_sequence(tmp_path, capsys):
     assert command_line.main(["check", str(tmp_path / "a\x1b[31m.csv")]) == 1
     assert capsys.readouterr().err == f"error: {tmp_path}/a\\x1b[31m.csv: No such file or directory\n"
+
+
+# --- the page -----------------------------------------------------------------------------------------------
+@pytest.mark.parametrize("moment", ["reading", "voice", "after"])
+def test_the_page_shows_no_hash_of_another_file(clip, tmp_path, detector, moment):
+    path, other = tmp_path / "clip.mp4", tmp_path / "other.mp4"
+    shutil.copy(clip, path)
+    shutil.copy(clip, other)
+    times = path.stat().st_atime_ns, path.stat().st_mtime_ns
+
+    def swap(stage: str) -> None:
+        if stage == moment:
+            os.replace(other, path)
+            os.utime(path, ns=times)
+
+    found = report.study(path, detector, swap)
+    if moment == "after":
+        assert len(report.facts(found)["SHA-256"]) == 64
+        swap("after")
+    else:
+        assert f"clip.mp4: {report.CHANGED}" in found.verdict.warnings
+    assert report.facts(found)["SHA-256"] == f"unknown: {report.CHANGED}"
+    path.unlink()
+    assert report.facts(found)["SHA-256"] == f"unknown: {report.CHANGED}"
+    assert report.CHANGED in report.page(found)
+
+
+@pytest.mark.parametrize("duration_s", [1e-3, 59.9, 60 * 3600.0, 3e10, 1e300])
+def test_any_duration_has_ticks(duration_s):
+    assert 1 <= len(report._ticks(duration_s)) <= report.MOST_TICKS
 
 
 # --- the cache ----------------------------------------------------------------------------------------------

@@ -133,6 +133,15 @@ def check_file(path: Path) -> None:
         raise UnreadableClip(path, "empty file")
 
 
+def identity(path: Path) -> tuple[int, ...]:
+    """Differs after any change to the file of this name; empty if there is none. No one can set a ctime."""
+    try:
+        found = path.stat()
+    except OSError:
+        return ()
+    return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns
+
+
 def time_limit(path: Path, found: Survey | None = None) -> float:
     """Seconds after which a decoder of this file counts as hung, from its size and its frames."""
     bytes_s = LIMIT_S_PER_MB * path.stat().st_size / 1e6 if os.path.isfile(path) else 0.0

@@ -300,7 +300,7 @@ def _whole(capture: cv2.VideoCapture, field: int) -> int:
 
 
 def _duration(frame_count: int, fps: float) -> float:
-    return frame_count / fps if fps else 0.0
+    return frame_count / fps if fps > 1e-6 else 0.0  # a header may say anything
 
 
 def _grab(capture: cv2.VideoCapture, fps: float) -> Iterator[tuple[int, float]]:
