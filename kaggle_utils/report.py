@@ -9,12 +9,14 @@ as many frames.
 import copy
 import hashlib
 import math
+import os
 import platform
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
+from urllib.parse import quote
 
 import cv2
 import numpy as np
@@ -280,18 +282,24 @@ def moments(found: Study, person: Person) -> tuple[list[np.ndarray], list[np.nda
 # --- the page -----------------------------------------------------------------------------------------------
 def page(found: Study) -> str:
     """The page as HTML; the template escapes everything that comes from the clip."""
+    return rendered(
+        "report.html.jinja", study=found, rare=RARE, facts=facts(found), left_out=left_out(found),
+        made_with=made_with(found), ticks=_ticks(found.duration_s), curve=_curve, overlay=_overlay,
+        still=_still, grey=pictures.grey, warm=pictures.warm, isnan=math.isnan, reasons=reasons(found))
+
+
+def rendered(template: str, **values) -> str:
+    """A template of this folder as HTML, with everything escaped that does not say otherwise."""
     import jinja2
 
     templates = jinja2.Environment(loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True,
                                    undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     templates.filters |= {"percent": percent, "clock": clock, "zone": zone_of, "jpeg": pictures.jpeg,
-                          "png": pictures.png, "thumb": pictures.thumb}
+                          "png": pictures.png, "thumb": pictures.thumb,
+                          "link": lambda path: quote(os.fsencode(path))}
     templates.tests["isnan"] = math.isnan
-    return templates.get_template("report.html.jinja").render(
-        study=found, zones=ZONES, rare=RARE, facts=facts(found), left_out=left_out(found),
-        made_with=made_with(found), ticks=_ticks(found.duration_s), curve=_curve, overlay=_overlay,
-        still=_still, grey=pictures.grey, warm=pictures.warm, isnan=math.isnan,
-        reasons=reasons(found), written=datetime.now(UTC).strftime("%d %B %Y, %H:%M UTC"))
+    return templates.get_template(template).render(
+        zones=ZONES, written=datetime.now(UTC).strftime("%d %B %Y, %H:%M UTC"), **values)
 
 
 def record(found: Study) -> dict:
