@@ -140,7 +140,7 @@ def make_miniature(options: argparse.Namespace) -> None:
 def run_extract(options: argparse.Namespace) -> None:
     """Cache the face crops and the voice of every clip, and print how many were extracted."""
     paths.prepare()
-    from .extraction import extract_folder
+    from .extracts import extract_folder
 
     cache = options.cache or paths.working_folder() / "extracts"
     table = extract_folder(options.folder, cache, options.jobs, options.backend, options.scheduler,

@@ -10,6 +10,7 @@ import json
 import math
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -21,8 +22,6 @@ from .face.quality import quality_note
 from .fusion import rules
 from .kaggle.paths import models_folder
 from .media import sound, video
-from .scoring import Weights, score_folder
-from .spread import Team
 from .voice import signal as voice_signal
 
 FACE_BATCH, VOICE_BATCH = 10, 4  # rows per network call, fixed: scores do not depend on the batch
@@ -83,7 +82,7 @@ class Detector:
         self.face, self.voice, self.fuse, self.calibration = face, voice, fuse, calibration
         self.flip, self.prior, self.digests = flip, prior, digests or {}
         self.finder = detection.FaceFinder()
-        self.weights: Weights | None = None  # how another process loads the same detector
+        self.weights: Any = None  # how another process loads the same detector
 
     @classmethod
     def load(cls, folder: str | Path | None = None, prior: float = 0.5,
@@ -111,6 +110,8 @@ class Detector:
         fuse = rules.load(folder, settings, calibration)
         detector = cls(face, hears, fuse, calibration, settings["flip"], prior, digests)
         load, arguments = f"{__name__}:{cls.__name__}.load", (str(folder.resolve()), prior, join)
+        from .scoring import Weights
+
         detector.weights = Weights(load, arguments, detector.fingerprint)
         return detector
 
@@ -205,6 +206,9 @@ class Detector:
             ValueError: the cache was made with other settings or versions, or the backend is unknown.
             BlockingIOError: another run writes to ``output_csv``.
         """
+        from .scoring import score_folder
+        from .spread import Team
+
         team = Team(jobs, backend, scheduler)
         return score_folder(self, folder, output_csv, hours, progress, cache, team)
 

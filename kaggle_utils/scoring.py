@@ -13,7 +13,7 @@ import cv2
 import numpy as np
 import pandas as pd
 
-from . import disk, extraction, spread
+from . import disk, extraction, extracts, spread
 from .datasets.dfdc import clips_to_score
 from .face import framing
 from .submission import Ask, score_clips
@@ -36,7 +36,7 @@ class Task(NamedTuple):
 
     ask: Ask
     weights: Weights
-    place: extraction.Place | None
+    place: extracts.Place | None
 
 
 def score_folder(detector: Detector, folder: str | Path, output_csv: str | Path, hours: float | None,
@@ -44,9 +44,9 @@ def score_folder(detector: Detector, folder: str | Path, output_csv: str | Path,
     """The work of :meth:`detector.Detector.predict_folder`."""
     output_csv = Path(output_csv)
     clips = clips_to_score(Path(folder).absolute())
-    extracts = extraction.Cache(cache, sample_rate=detector.voice_rate) if cache else None
-    places = {clip.filename: extracts.place(clip.filename, clip.path) for clip in clips.itertuples()
-              if extracts and clip.path is not None}
+    kept = extracts.Cache(cache, sample_rate=detector.voice_rate) if cache else None
+    places = {clip.filename: kept.place(clip.filename, clip.path) for clip in clips.itertuples()
+              if kept and clip.path is not None}
     strips = output_csv.with_name(output_csv.name + ".faces")
     strips.mkdir(parents=True, exist_ok=True)
     disk.sweep(strips)
@@ -75,7 +75,7 @@ def score_folder(detector: Detector, folder: str | Path, output_csv: str | Path,
                            lambda name, _: name in places and places[name].made)
 
 
-def _one_ahead(asks: Iterator[Ask], detector: Detector, places: dict[str, extraction.Place]
+def _one_ahead(asks: Iterator[Ask], detector: Detector, places: dict[str, extracts.Place]
                ) -> Iterator[tuple[Ask, dict | Exception]]:
     """Score clip after clip in this process; a thread extracts the next one meanwhile."""
     with ThreadPoolExecutor(max_workers=1) as thread:
@@ -123,11 +123,11 @@ class Extracted(NamedTuple):
     seconds: float
 
 
-def _extract(ask: Ask, detector: Detector, place: extraction.Place | None) -> Extracted:
+def _extract(ask: Ask, detector: Detector, place: extracts.Place | None) -> Extracted:
     if ask.path is None:
         return Extracted(None, 0.0)
     began = time.monotonic()
-    extract = extraction.fetch(ask.path, detector.finder, ask.frames, detector.voice_rate, place)
+    extract = extracts.fetch(ask.path, detector.finder, ask.frames, detector.voice_rate, place)
     return Extracted(extract, time.monotonic() - began)
 
 

@@ -26,7 +26,7 @@ from imageio_ffmpeg import get_ffmpeg_exe, get_ffmpeg_version
 from tqdm.auto import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from kaggle_utils import extraction
+from kaggle_utils import extraction, extracts
 from kaggle_utils.face import framing
 from kaggle_utils.media import isolation, sound, video
 
@@ -87,7 +87,7 @@ def make_seeds(folder: Path) -> dict[str, bytes]:
     crops = np.random.default_rng(0).integers(0, 255, (2, 16, 16, 3), dtype=np.uint8)
     person = framing.FaceCrops(crops, np.zeros((2, 4)), ["detected"] * 2, np.arange(2), 0)
     found = extraction.Extract([person], np.zeros(2), np.zeros(1600, np.float32), 16000, ["a"])
-    extraction.save_extract(folder / CACHED, found, "key")
+    extracts.save_extract(folder / CACHED, found, "key")
     return {name: (folder / name).read_bytes() for name in (*SEEDS, CACHED)}
 
 
@@ -120,9 +120,9 @@ def mutated(content: bytes, rng: random.Random) -> bytes:
 
 def read_cached(path: Path) -> str:
     """What came of a file of the cache: any error makes the extract again."""
-    extraction._is_made(path, "key")
+    extracts._is_made(path, "key")
     try:
-        extraction.load_extract(path)
+        extracts.load_extract(path)
     except Exception:
         return "refused"
     return "read"

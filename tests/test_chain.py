@@ -10,7 +10,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from kaggle_utils import Detector, extraction, tables
+from kaggle_utils import Detector, extracts, tables
 from kaggle_utils.__main__ import main
 from kaggle_utils.submission import TimeGuard, score_clips
 
@@ -42,7 +42,7 @@ def cache(detector, folder, direct, tmp_path_factory):
     cache, output = tmp_path_factory.mktemp("cache"), tmp_path_factory.mktemp("filling") / "submission.csv"
     detector.predict_folder(folder, output, progress=False, cache=cache)
     assert output.read_bytes() == direct[0]
-    assert len(list(cache.glob("*.npz"))) == CLIPS and (cache / extraction.RECORD).is_file()
+    assert len(list(cache.glob("*.npz"))) == CLIPS and (cache / extracts.RECORD).is_file()
     return cache
 
 
@@ -51,7 +51,7 @@ def no_decoding(*_, **__):
 
 
 def test_a_cached_run_decodes_nothing_and_answers_the_same(detector, folder, cache, direct, tmp_path, monkeypatch):
-    monkeypatch.setattr(extraction, "extract", no_decoding)
+    monkeypatch.setattr(extracts, "extract", no_decoding)
     table = detector.predict_folder(folder, tmp_path / "out.csv", progress=False, cache=cache)
     assert (tmp_path / "out.csv").read_bytes() == direct[0]
     assert repr(table.drop(columns="seconds").to_dict("records")) == repr(direct[1])
@@ -61,7 +61,7 @@ def test_other_weights_cost_only_the_networks(detector, folder, cache, direct, t
     other = Detector(detector.face, detector.voice, detector.fuse, detector.calibration, flip=True,
                      digests={"face.keras": "other"})
     fresh = other.predict_folder(folder, tmp_path / "fresh.csv", progress=False)
-    monkeypatch.setattr(extraction, "extract", no_decoding)
+    monkeypatch.setattr(extracts, "extract", no_decoding)
     other.predict_folder(folder, tmp_path / "out.csv", progress=False, cache=cache)
     assert (tmp_path / "out.csv").read_bytes() == (tmp_path / "fresh.csv").read_bytes() != direct[0]
     assert fresh["face"].notna().any()

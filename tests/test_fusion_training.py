@@ -5,8 +5,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from kaggle_utils import blocks, metrics
+from kaggle_utils import metrics
 from kaggle_utils.fusion import rules
+from recipes import blocks
 from recipes.face import data as face_data
 from recipes.face import landmarks
 from recipes.face import networks as face_networks

@@ -17,9 +17,10 @@ import pytest
 
 import conftest
 from conftest import ROOT
-from kaggle_utils import blocks, storage
+from kaggle_utils import storage
 from kaggle_utils.kaggle import paths
 from kaggle_utils.kaggle import push as kaggle_push
+from recipes import blocks
 from recipes.face import networks as face_networks
 from recipes.voice import networks as voice_networks
 

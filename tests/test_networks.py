@@ -12,9 +12,10 @@ import keras
 import numpy as np
 import pytest
 
-from kaggle_utils import blocks, storage
+from kaggle_utils import storage
 from kaggle_utils.kaggle.paths import research_data
 from kaggle_utils.voice import layers as voice_layers
+from recipes import blocks
 from recipes.face import networks as face_networks
 from recipes.fusion import networks as fusion_networks
 from recipes.voice import networks as voice_networks

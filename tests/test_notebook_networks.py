@@ -10,8 +10,8 @@ import pytest
 from keras import layers
 
 from conftest import ROOT
-from kaggle_utils import blocks
 from kaggle_utils.voice import layers as voice_layers
+from recipes import blocks
 from recipes.face import networks as face_networks
 from recipes.fusion import networks as fusion_networks
 from recipes.voice import networks as voice_networks

@@ -11,9 +11,10 @@ from conftest import ROOT
 # From the ground floor up. A room may import from its own floor only where the row says so, and never from
 # above.
 FLOORS = [
-    ["disk", "check", "spread", "metrics", "kaggle.paths", "results"],
+    ["disk", "check", "metrics", "kaggle.paths", "results"],
     ["blocks", "voice.layers", "storage"],
     ["media.children", "media.files", "media.video", "media.isolation", "media.sound"],
+    ["spread"],
     ["datasets.drawing", "datasets.babble", "datasets.miniature", "datasets.dfdc"],
     [
         "face.detection",
@@ -23,7 +24,7 @@ FLOORS = [
     ],
     ["voice.speech", "voice.signal"],
     ["fusion.rules"],
-    ["extraction", "submission", "scoring"],
+    ["extraction", "extracts", "submission", "scoring"],
     ["detector"],
     ["plots", "tables", "explain", "pictures", "report", "overview"],
     ["app.session", "app.desk", "app.server", "kaggle.push"],

@@ -21,7 +21,7 @@ from helpers import ffmpeg
 
 from conftest import ROOT
 from kaggle_utils import __main__ as command_line
-from kaggle_utils import disk, extraction, plots, report
+from kaggle_utils import disk, extraction, extracts, plots, report
 from kaggle_utils.face import detection
 from kaggle_utils.kaggle.paths import research_data
 from kaggle_utils.media import children, files, isolation, sound, video
@@ -283,9 +283,9 @@ def test_a_folder_of_odd_names_is_extracted_scored_and_drawn(clip, tmp_path, det
     folder.mkdir()
     for name in NAMES:
         shutil.copy(clip, folder / name)
-    made = extraction.extract_folder(folder, tmp_path / "cache", progress=False)
+    made = extracts.extract_folder(folder, tmp_path / "cache", progress=False)
     assert made["made"].all() and all(path.is_file() for path in made["cache"])
-    assert not extraction.extract_folder(folder, tmp_path / "cache", progress=False)["made"].any()
+    assert not extracts.extract_folder(folder, tmp_path / "cache", progress=False)["made"].any()
     table = detector.predict_folder(folder, output, progress=False, cache=tmp_path / "cache")
     pictures = command_line.draw(table, output)
     assert sorted(pictures) == ["faces", "scores"] and all(path.is_file() for path in pictures.values())
@@ -384,17 +384,17 @@ def emptied(path: Path) -> None:
 
 @pytest.mark.parametrize("attack", [truncated, damaged, bomb, endless, pickled, emptied])
 def test_a_damaged_extract_is_made_again(clip, extract, tmp_path, monkeypatch, attack):
-    place = extraction.Cache(tmp_path).place(clip.name, clip)
-    extraction.save_extract(place.file, extract, place.key)
-    assert extraction.Cache(tmp_path).place(clip.name, clip).made
+    place = extracts.Cache(tmp_path).place(clip.name, clip)
+    extracts.save_extract(place.file, extract, place.key)
+    assert extracts.Cache(tmp_path).place(clip.name, clip).made
     attack(place.file)
-    monkeypatch.setattr(extraction, "extract", lambda *_: extract)
+    monkeypatch.setattr(extracts, "extract", lambda *_: extract)
     before = psutil.Process().memory_info().rss
     for _ in range(2):
-        place = extraction.Cache(tmp_path).place(clip.name, clip)
-        found = extraction.fetch(clip, None, extraction.FRAMES, 16000, place)
+        place = extracts.Cache(tmp_path).place(clip.name, clip)
+        found = extracts.fetch(clip, None, extraction.FRAMES, 16000, place)
         assert found.warnings == ["no picture"]
-    assert place.made and len(extraction.load_extract(place.file).samples) == 16000
+    assert place.made and len(extracts.load_extract(place.file).samples) == 16000
     assert psutil.Process().memory_info().rss - before < 300 * 2**20
 
 

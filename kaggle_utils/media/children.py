@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 import threading
+import time
 from typing import IO
 
 SOUND_MEMORY = 700 * 2**20  # bytes of address space, to list packets or decode sound
@@ -67,3 +68,14 @@ def limit_growth(memory: int) -> None:
     hard = resource.getrlimit(resource.RLIMIT_AS)[1]
     wanted = used + memory if hard == resource.RLIM_INFINITY else min(used + memory, hard)
     resource.setrlimit(resource.RLIMIT_AS, (wanted, hard))
+
+
+def end_with(parent: int) -> None:
+    """End this process soon after ``parent`` has ended, even if it was killed."""
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(1)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()

@@ -9,7 +9,6 @@ import multiprocessing
 import os
 import signal
 import threading
-import time
 from collections.abc import Callable
 from dataclasses import replace
 from functools import cache
@@ -113,10 +112,4 @@ def _set_up(parent: int) -> None:
     """Set up the new process: leave Ctrl-C to the parent, limit the memory, and end with the parent."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     children.limit_growth(MEMORY)
-    threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
-
-
-def _end_with(parent: int) -> None:
-    while os.getppid() == parent:
-        time.sleep(1)
-    os._exit(1)
+    children.end_with(parent)

@@ -5,7 +5,6 @@ from functools import partial
 import keras
 from keras import layers
 
-from kaggle_utils.blocks import VOICE_OUTPUTS, concat, leaky_dense, normalize, projected_side
 from kaggle_utils.voice.layers import (
     BandPosition,
     CompressedSpectrum,
@@ -15,6 +14,7 @@ from kaggle_utils.voice.layers import (
     SpecAugment,
     Statistics,
 )
+from recipes.blocks import VOICE_OUTPUTS, concat, leaky_dense, normalize, projected_side
 
 
 # --- the study's network ------------------------------------------------------------------------------------
