@@ -308,7 +308,7 @@ def run_results(options: argparse.Namespace) -> None:
     for path in (paths.project_root() / "README.md", *sorted(paths.models_folder().glob("*.md"))):
         text = path.read_text(encoding="utf-8")
         if (filled := fill(text)) != text:
-            path.write_text(filled, encoding="utf-8")
+            disk.replace(path, filled)
             print(path)
 
 
