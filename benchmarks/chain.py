@@ -20,6 +20,7 @@ import pandas as pd
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from benchmarks.run import find_clips, peak_mib
+from kaggle_utils import results
 from kaggle_utils.kaggle import paths
 
 DIRECT, CACHED, WEIGHTS, TWO, CLUSTER = (
@@ -30,6 +31,7 @@ DIRECT, CACHED, WEIGHTS, TWO, CLUSTER = (
     "cluster of two workers",
 )
 WAYS = (DIRECT, CACHED, WEIGHTS, TWO, CLUSTER)
+DFDC = 124_000  # clips
 UNCOUNTED = 4  # clips at the start of a run
 
 
@@ -118,6 +120,13 @@ def main() -> None:
     table.insert(1, "times direct", table["clips/h"] / table.loc[DIRECT, "clips/h"])
     print(table.round(2).to_string())
     print("the same labels by every way" if same else "LABELS DIFFER")
+    about = {"data": f"{len(sources)} clips, copied to {options.count}", "split": f"{os.cpu_count()} cores",
+             "command": "python benchmarks/chain.py"}
+    results.save_results(
+        results.result(f"chain/{name}/{way}", value, **about)
+        for way, row in table.iterrows()
+        for name, value in (("times direct", row["times direct"]), ("hours for DFDC", DFDC / row["clips/h"]))
+    )
 
 
 if __name__ == "__main__":

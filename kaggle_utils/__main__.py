@@ -302,10 +302,12 @@ def run_train(options: argparse.Namespace) -> None:
 
 
 def run_results(options: argparse.Namespace) -> None:
-    """Fill the marked places of README and model cards and print the files that changed."""
+    """Fill the marked places of README, docs and model cards and print the files that changed."""
     from .results import fill
 
-    for path in (paths.project_root() / "README.md", *sorted(paths.models_folder().glob("*.md"))):
+    root = paths.project_root()
+    cards = sorted(paths.models_folder().glob("*.md"))
+    for path in (root / "README.md", *sorted((root / "docs").glob("*.md")), *cards):
         text = path.read_text(encoding="utf-8")
         if (filled := fill(text)) != text:
             disk.replace(path, filled)

@@ -73,7 +73,7 @@ class Detector:
                  prior: float = 0.5, digests: dict[str, str] | None = None):
         """
         Args:
-            face, voice: networks of :mod:`face.networks` and :mod:`voice.networks`, with their ``logit``.
+            face, voice: networks with a ``logit``.
             flip: average each crop's outputs with those of its mirror image.
             prior: share of fakes expected among the clips, in (0, 1).
             digests: SHA-256 of each weights file, by name.

@@ -9,12 +9,9 @@ import csv
 import hashlib
 import io
 import json
-import os
 import time
-from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
-from urllib.parse import quote
 
 from tqdm.auto import tqdm
 
@@ -28,7 +25,7 @@ from .spread import Team, once
 
 FACES, SIDE, QUALITY = 5, 72, 80  # pictures in a row, their side in px, of their JPEGs
 EVERY_S = 30.0  # the page is written this often while clips are analysed
-JUDGED, IN_PART, NOT_JUDGED = "judged", "judged in part", "not judged"
+GROUPS = JUDGED, IN_PART, NOT_JUDGED = "judged", "judged in part", "not judged"
 COLUMNS = ["file", "group", "word", "probability", "face", "voice", "people", "duration_s", "quality",
            "warnings", "page", "sha256"]
 
@@ -152,8 +149,7 @@ def _write(output: Path, rows: dict[str, dict], prior: float) -> list[dict]:
 
 def in_order(rows: list[dict]) -> list[dict]:
     """Rows by group, the most suspicious first; without a probability by name."""
-    groups = [JUDGED, IN_PART, NOT_JUDGED]
-    return sorted(rows, key=lambda row: (groups.index(row["group"]), row["group"] == NOT_JUDGED
+    return sorted(rows, key=lambda row: (GROUPS.index(row["group"]), row["group"] == NOT_JUDGED
                                          or -row["probability"], row["file"]))
 
 
@@ -171,19 +167,11 @@ def _table(rows: list[dict]) -> str:
 
 def overview_page(rows: list[dict], prior: float) -> str:
     """The page as HTML, self-contained; its script, which only filters, is named by its digest."""
-    import jinja2
     from markupsafe import Markup
 
-    folder = Path(__file__).parent
-    script = (folder / "overview.js").read_text(encoding="utf-8")
+    script = (Path(__file__).parent / "overview.js").read_text(encoding="utf-8")
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-    templates = jinja2.Environment(loader=jinja2.FileSystemLoader(folder), autoescape=True,
-                                   undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    templates.filters |= {"percent": report.percent, "clock": report.clock,
-                          "link": lambda page: quote(os.fsencode(page))}
-    zones = {zone.name: zone for zone in (*report.ZONES, report.UNKNOWN)}
-    return templates.get_template("overview.html.jinja").render(
-        groups=[(group, [row for row in rows if row["group"] == group])
-                for group in (JUDGED, IN_PART, NOT_JUDGED)],
-        rows=rows, zones=zones, prior=prior, script=Markup(script), digest=digest,
-        written=datetime.now(UTC).strftime("%d %B %Y, %H:%M UTC"))
+    groups = [(name, [row for row in rows if row["group"] == name]) for name in GROUPS]
+    words = {zone.name: zone for zone in (*report.ZONES, report.UNKNOWN)}
+    return report.rendered("overview.html.jinja", rows=rows, groups=groups, words=words, prior=prior,
+                           script=Markup(script), digest=digest)

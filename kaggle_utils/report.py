@@ -9,12 +9,14 @@ as many frames.
 import copy
 import hashlib
 import math
+import os
 import platform
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
+from urllib.parse import quote
 
 import cv2
 import numpy as np
@@ -25,7 +27,7 @@ from .extraction import FRAMES, Extract, listen, look, upright
 from .face import framing
 from .face.quality import quality_line
 from .media import files, sound, video
-from .voice import networks as voice_networks
+from .voice import layers as voice_layers
 from .voice import signal as voice_signal
 
 SAMPLED = 3 * FRAMES  # frames of a curve: an odd multiple includes those of the verdict
@@ -230,7 +232,7 @@ def _voice(detector: Detector, recorded: np.ndarray, heard: dict | None, path: P
     samples, start_s = speech.samples, speech.start_s + (video.survey(path).sound_start_s if path else 0.0)
     windows = speech.windows.reshape(-1, *detector.voice.input_shape[1:])
     levels = voice_signal.log_power(samples, rate, explain.FFT_LENGTH, explain.HOP)[0]
-    bands = voice_networks.filter_bank("mel", BANDS, rate, explain.FFT_LENGTH).T
+    bands = voice_layers.filter_bank("mel", BANDS, rate, explain.FFT_LENGTH).T
     bands /= bands.sum(axis=1, keepdims=True)
     sensitive = np.zeros_like(levels)
     for start, found in zip(speech.starts, explain.saliency(detector.voice, windows), strict=True):
@@ -280,18 +282,24 @@ def moments(found: Study, person: Person) -> tuple[list[np.ndarray], list[np.nda
 # --- the page -----------------------------------------------------------------------------------------------
 def page(found: Study) -> str:
     """The page as HTML; the template escapes everything that comes from the clip."""
+    return rendered(
+        "report.html.jinja", study=found, rare=RARE, facts=facts(found), left_out=left_out(found),
+        made_with=made_with(found), ticks=_ticks(found.duration_s), curve=_curve, overlay=_overlay,
+        still=_still, grey=pictures.grey, warm=pictures.warm, isnan=math.isnan, reasons=reasons(found))
+
+
+def rendered(template: str, **values) -> str:
+    """A template of this folder as HTML, with everything escaped that does not say otherwise."""
     import jinja2
 
     templates = jinja2.Environment(loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True,
                                    undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     templates.filters |= {"percent": percent, "clock": clock, "zone": zone_of, "jpeg": pictures.jpeg,
-                          "png": pictures.png, "thumb": pictures.thumb}
+                          "png": pictures.png, "thumb": pictures.thumb,
+                          "link": lambda path: quote(os.fsencode(path))}
     templates.tests["isnan"] = math.isnan
-    return templates.get_template("report.html.jinja").render(
-        study=found, zones=ZONES, rare=RARE, facts=facts(found), left_out=left_out(found),
-        made_with=made_with(found), ticks=_ticks(found.duration_s), curve=_curve, overlay=_overlay,
-        still=_still, grey=pictures.grey, warm=pictures.warm, isnan=math.isnan,
-        reasons=reasons(found), written=datetime.now(UTC).strftime("%d %B %Y, %H:%M UTC"))
+    return templates.get_template(template).render(
+        zones=ZONES, written=datetime.now(UTC).strftime("%d %B %Y, %H:%M UTC"), **values)
 
 
 def record(found: Study) -> dict:

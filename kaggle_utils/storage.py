@@ -9,7 +9,7 @@ import numpy as np
 from keras import layers, ops
 
 from . import disk
-from .voice import networks as _  # noqa: F401  registers the layers of saved networks
+from .voice import layers as _  # noqa: F401  registers the layers of saved networks
 
 
 # --- files --------------------------------------------------------------------------------------------------

@@ -11,9 +11,10 @@ from keras import layers
 
 from conftest import ROOT
 from kaggle_utils import blocks
-from kaggle_utils.face import networks as face_networks
-from kaggle_utils.fusion import networks as fusion_networks
-from kaggle_utils.voice import networks as voice_networks
+from kaggle_utils.voice import layers as voice_layers
+from recipes.face import networks as face_networks
+from recipes.fusion import networks as fusion_networks
+from recipes.voice import networks as voice_networks
 
 SMALL = {"kinds": ("linear",), "samples": 16000, "width": 8, "normalization": "group", "dropout": 0.2,
          "standardize": "clip"}  # fmt: skip
@@ -23,7 +24,7 @@ def built(notebook: str) -> dict:
     """The variables of a notebook's cells that are tagged ``network``, run on their own."""
     cells = json.loads((ROOT / "notebooks" / f"{notebook}.ipynb").read_text(encoding="utf-8"))["cells"]
     code = ["".join(cell["source"]) for cell in cells if "network" in cell["metadata"].get("tags", ())]
-    names = {"keras": keras, "layers": layers, "math": math, "voice_networks": voice_networks, "WINDOW": 16000,
+    names = {"keras": keras, "layers": layers, "math": math, "voice_layers": voice_layers, "WINDOW": 16000,
              "FACE_OUTPUTS": blocks.FACE_OUTPUTS, "VOICE_OUTPUTS": blocks.VOICE_OUTPUTS,
              "NORMALIZATION": "batch"}  # fmt: skip
     exec("\n".join(line for line in "\n".join(code).splitlines() if ".summary(" not in line), names)

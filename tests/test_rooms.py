@@ -12,7 +12,7 @@ from conftest import ROOT
 # above.
 FLOORS = [
     ["disk", "check", "spread", "metrics", "kaggle.paths", "results"],
-    ["blocks", "face.networks", "voice.networks", "fusion.networks", "storage"],
+    ["blocks", "voice.layers", "storage"],
     ["media.children", "media.files", "media.video", "media.isolation", "media.sound"],
     ["datasets.drawing", "datasets.babble", "datasets.miniature", "datasets.dfdc"],
     [

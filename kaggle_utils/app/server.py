@@ -25,12 +25,13 @@ import tornado.websocket
 
 from .. import report
 from ..detector import Detector
-from .desk import MOST_WAITING, SAMPLES, Clip, Desk
+from .desk import MOST_WAITING, SAMPLES, Desk
 from .session import session_folder
 
 ADDRESS = "127.0.0.1"
 MEGABYTES, MINUTES = 2000.0, 20.0  # limits of an upload
 SPARE = 200e6  # bytes that an upload must leave free on the disk
+FULL = f"{MOST_WAITING} clips are waiting already."
 TICK_MS = 1000  # between messages about the time left
 PAGE_POLICY = ("default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; "
                "connect-src 'self' ws://{host}; frame-src 'self'; base-uri 'none'; form-action 'none'; "
@@ -97,16 +98,6 @@ class Local(tornado.web.RequestHandler):
             raise tornado.web.HTTPError(404)
         return key
 
-    def clip(self, key: str) -> Clip:
-        """A clip by its key, which only its page knows.
-
-        Raises:
-            HTTPError: 404, no such clip.
-        """
-        if key not in self.office.desk.clips:
-            raise tornado.web.HTTPError(404)
-        return self.office.desk.clips[key]
-
 
 class Page(Local):
     def get(self, name: str) -> None:
@@ -148,64 +139,52 @@ class Tab(Local, tornado.websocket.WebSocketHandler):
 class Upload(Local):
     """Writes a clip to disk as it arrives."""
 
-    received, file, arriving = 0, None, None
+    clip, file = None, None
 
     def prepare(self) -> None:
         super().prepare()
-        office, length = self.office, int(self.request.headers.get("Content-Length") or 0)
         self.request.connection.set_max_body_size(1 << 62)  # we refuse in words, tornado would in a bare 400
-        if refusal := self.refusal(length):
+        if refusal := self.refusal(int(self.request.headers.get("Content-Length", -1))):
             self.set_header("Connection", "close")  # unread, the rest of the file does not matter
-            self.refuse(*refusal)
-            return
-        self.arriving = office.desk.receive(self.tab, self.get_query_argument("name", "clip"))
-        self.file = open(self.arriving.path, "wb")  # noqa: SIM115, it stays open between chunks
-        office.tell()
+            return self.refuse(*refusal)
+        self.clip = self.office.desk.receive(self.tab, self.get_query_argument("name", "clip"))
+        self.file = open(self.clip.path, "wb")  # noqa: SIM115, it stays open between chunks
 
     def refusal(self, length: int) -> tuple[int, str] | None:
         """Status and message if a file of so many bytes is not taken."""
-        if length > self.office.most_bytes:
-            most = self.office.most_bytes
+        most = self.office.most_bytes
+        if length < 0:
+            return 411, "The length of the file is not known."
+        if length > most:
             return 413, (f"This file has {length / 1e6:.0f} MB; the limit is {most / 1e6:.0f} MB. "
                          "Cut out the part in question and try that.")
         if length > shutil.disk_usage(self.office.desk.folder).free - SPARE:
             return 507, "There is not enough space on this computer's disk for the file."
-        return (429, f"{MOST_WAITING} clips are waiting already.") if self.office.desk.is_full else None
+        return (429, FULL) if self.office.desk.is_full else None
 
     def data_received(self, chunk: bytes) -> None:
-        if self.file is None:
-            return
-        self.received += len(chunk)
         try:
-            if refusal := self.refusal(self.received) if self.received % (64 << 20) < len(chunk) else None:
-                raise OverflowError(refusal)
-            self.file.write(chunk)
-        except (OSError, OverflowError) as error:
+            if not self._finished:
+                self.file.write(chunk)
+        except OSError as error:
             self.drop()
-            full = (507, f"The file could not be stored: {getattr(error, 'strerror', error)}.")
-            self.refuse(*(error.args[0] if isinstance(error, OverflowError) else full))
+            self.refuse(507, f"The file could not be stored: {error.strerror}.")
 
     def post(self) -> None:
-        if self.file is None:
+        if self._finished:
             return
         self.file.close()
-        if self.received > self.office.most_bytes:  # a length that was not announced
-            self.refuse(*self.refusal(self.received))
-            self.drop()
-        elif self.arriving.tab not in self.office.tabs:  # the page closed meanwhile
-            self.drop()
-        else:
-            self.office.desk.enter(self.arriving)
-            self.finish({"id": self.arriving.id})
+        if self.clip.tab not in self.office.tabs:  # the page closed meanwhile
+            return self.drop()
+        self.office.desk.enter(self.clip)
+        self.finish({"id": self.clip.id})
 
     def drop(self) -> None:
-        if self.file is not None:
-            self.file.close()
-            self.office.desk.remove(self.arriving)
-            self.file = None
+        self.file.close()
+        self.office.desk.remove(self.clip)
 
     def on_connection_close(self) -> None:
-        if self.arriving and self.arriving.state == "uploading":
+        if self.clip and self.clip.state == "uploading":
             self.drop()
 
 
@@ -215,8 +194,7 @@ class Sample(Local):
             raise tornado.web.HTTPError(404)
         desk = self.office.desk
         if desk.is_full:
-            self.refuse(429, f"{MOST_WAITING} clips are waiting already.")
-            return
+            return self.refuse(429, FULL)
         clip = desk.receive(self.tab, f"Sample, {SAMPLES[key][0].lower()}.mp4", key)
         desk.enter(clip)
         self.finish({"id": clip.id})
@@ -226,8 +204,8 @@ class Result(Local):
     """A clip's page or verdict, to be shown or saved; DELETE removes the clip."""
 
     def get(self, key: str, what: str) -> None:
-        clip = self.clip(key)
-        if clip.state != "done":
+        clip = self.office.desk.clips.get(key)  # only its page knows the key
+        if clip is None or clip.state != "done":
             raise tornado.web.HTTPError(404)
         html = what == "report"
         self.set_header("Content-Type", f"{'text/html' if html else 'application/json'}; charset=utf-8")
@@ -238,7 +216,8 @@ class Result(Local):
         self.finish((clip.page if html else clip.verdict).read_bytes())
 
     def delete(self, key: str, what: str) -> None:
-        self.office.desk.remove(self.clip(key))
+        if clip := self.office.desk.clips.get(key):
+            self.office.desk.remove(clip)
         self.finish({})
 
 
