@@ -310,7 +310,7 @@ def run_results(options: argparse.Namespace) -> None:
     for path in (root / "README.md", *sorted((root / "docs").glob("*.md")), *cards):
         text = path.read_text(encoding="utf-8")
         if (filled := fill(text)) != text:
-            path.write_text(filled, encoding="utf-8")
+            disk.replace(path, filled)
             print(path)
 
 
