@@ -21,8 +21,6 @@ from .face.quality import quality_note
 from .fusion import rules
 from .kaggle.paths import models_folder
 from .media import sound, video
-from .scoring import Weights, score_folder
-from .spread import Team
 from .voice import signal as voice_signal
 
 FACE_BATCH, VOICE_BATCH = 10, 4  # rows per network call, fixed: scores do not depend on the batch
@@ -83,7 +81,7 @@ class Detector:
         self.face, self.voice, self.fuse, self.calibration = face, voice, fuse, calibration
         self.flip, self.prior, self.digests = flip, prior, digests or {}
         self.finder = detection.FaceFinder()
-        self.weights: Weights | None = None  # how another process loads the same detector
+        self.source: tuple[str, tuple] | None = None  # module:function and arguments that load the same
 
     @classmethod
     def load(cls, folder: str | Path | None = None, prior: float = 0.5,
@@ -110,8 +108,7 @@ class Detector:
                                         settings.get("pooling", "mean"))
         fuse = rules.load(folder, settings, calibration)
         detector = cls(face, hears, fuse, calibration, settings["flip"], prior, digests)
-        load, arguments = f"{__name__}:{cls.__name__}.load", (str(folder.resolve()), prior, join)
-        detector.weights = Weights(load, arguments, detector.fingerprint)
+        detector.source = f"{__name__}:{cls.__name__}.load", (str(folder.resolve()), prior, join)
         return detector
 
     @property
@@ -205,6 +202,9 @@ class Detector:
             ValueError: the cache was made with other settings or versions, or the backend is unknown.
             BlockingIOError: another run writes to ``output_csv``.
         """
+        from .scoring import score_folder  # with pandas' and joblib's rooms: a single clip needs none
+        from .spread import Team
+
         team = Team(jobs, backend, scheduler)
         return score_folder(self, folder, output_csv, hours, progress, cache, team)
 

@@ -21,7 +21,7 @@ import numpy as np
 import pandas as pd
 from tqdm.auto import tqdm
 
-from . import disk, spread
+from . import disk
 from .datasets.dfdc import clips_to_score
 from .face import detection, framing
 from .media import isolation, sound, video
@@ -169,10 +169,6 @@ class Cache:
 
     The file ``extracts.json`` in it says which. A folder that cannot be written is read only.
 
-    Args:
-        folder: created if missing.
-        frames, sample_rate: the settings wanted.
-
     Raises:
         ValueError: the folder's extracts were made with something else; one line says with what.
     """
@@ -251,12 +247,9 @@ def clip_key(path: Path, frames: int) -> str:
 
 def _parsed(record: Path) -> dict[str, str]:
     try:
-        found = json.loads(record.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError):
-        found = None
-    if not isinstance(found, dict):
-        raise ValueError(f"{record}: expected a JSON object that says what the extracts were made with")
-    return found
+        return dict(json.loads(record.read_text(encoding="utf-8")))
+    except (ValueError, TypeError, RecursionError) as error:
+        raise ValueError(f"{record}: expected a JSON object, what the extracts were made with") from error
 
 
 def _is_made(path: Path, key: str) -> bool:
@@ -298,6 +291,8 @@ def extract_clips(clips: pd.DataFrame, cache_folder: str | Path, jobs: int = 1, 
         ValueError: an unknown backend, or a folder whose extracts were made with other settings or versions.
         OSError: the disk is full, a folder cannot be written, or the scheduler does not answer.
     """
+    from . import spread
+
     team, cache = spread.Team(jobs, backend, scheduler), Cache(cache_folder, frames)
     if not cache.writable:
         raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(cache.folder))
@@ -320,5 +315,7 @@ def extract_clips(clips: pd.DataFrame, cache_folder: str | Path, jobs: int = 1, 
 
 
 def _extract_to_file(task: tuple[Path, Place, int]) -> None:
+    from .spread import once
+
     path, place, frames = task
-    fetch(path, spread.once(detection.FaceFinder), frames, sound.SAMPLE_RATE, place)
+    fetch(path, once(detection.FaceFinder), frames, sound.SAMPLE_RATE, place)

@@ -6,7 +6,6 @@ joblib does the spreading: ``loky`` for processes on this machine, ``dask`` or `
 import os
 import signal
 import threading
-import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
 from functools import cache
@@ -15,6 +14,8 @@ from typing import Any
 
 import joblib
 from joblib.externals.loky import get_reusable_executor
+
+from .media.isolation import end_with
 
 BACKENDS = ("loky", "dask", "ray")
 DEATHS = {"BrokenProcessPool", "KilledWorker", "RayActorError", "WorkerCrashedError"}  # and their subclasses
@@ -161,10 +162,4 @@ def _set_up(parent: int, threads: int) -> None:
     """Set up a process of this machine: no more threads than its share; it leaves Ctrl-C to the parent."""
     os.environ |= {"TF_NUM_INTRAOP_THREADS": str(threads), "TF_NUM_INTEROP_THREADS": str(threads)}
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
-
-
-def _end_with(parent: int) -> None:
-    while os.getppid() == parent:
-        time.sleep(1)
-    os._exit(1)
+    threading.Thread(target=end_with, args=(parent,), daemon=True).start()

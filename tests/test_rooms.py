@@ -11,7 +11,7 @@ from conftest import ROOT
 # From the ground floor up. A room may import from its own floor only where the row says so, and never from
 # above.
 FLOORS = [
-    ["disk", "check", "spread", "metrics", "kaggle.paths", "results"],
+    ["disk", "check", "metrics", "kaggle.paths", "results"],
     ["blocks", "voice.layers", "storage"],
     ["media.children", "media.files", "media.video", "media.isolation", "media.sound"],
     ["datasets.drawing", "datasets.babble", "datasets.miniature", "datasets.dfdc"],
@@ -23,7 +23,7 @@ FLOORS = [
     ],
     ["voice.speech", "voice.signal"],
     ["fusion.rules"],
-    ["extraction", "submission", "scoring"],
+    ["spread", "extraction", "submission", "scoring"],
     ["detector"],
     ["plots", "tables", "explain", "pictures", "report", "overview"],
     ["app.session", "app.desk", "app.server", "kaggle.push"],

@@ -113,10 +113,11 @@ def _set_up(parent: int) -> None:
     """Set up the new process: leave Ctrl-C to the parent, limit the memory, and end with the parent."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     children.limit_growth(MEMORY)
-    threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
+    threading.Thread(target=end_with, args=(parent,), daemon=True).start()
 
 
-def _end_with(parent: int) -> None:
+def end_with(parent: int) -> None:
+    """End this process soon after its parent; for a thread."""
     while os.getppid() == parent:
         time.sleep(1)
     os._exit(1)
