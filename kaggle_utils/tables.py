@@ -6,14 +6,6 @@ import pandas as pd
 
 from . import disk
 
-SUFFIX = ".parquet"
-
-
-def check_name(path: Path) -> None:
-    """Raises ValueError if a table could not be written under this name."""
-    if path.suffix != SUFFIX:
-        raise ValueError(f"{path}: expected a name that ends in {SUFFIX}")
-
 
 def write_tables(table: pd.DataFrame, path: Path, weights: str, prior: float) -> list[Path]:
     """Write the result of :meth:`detector.Detector.predict_folder` as Parquet; returns both paths.
@@ -50,7 +42,7 @@ def write_tables(table: pd.DataFrame, path: Path, weights: str, prior: float) ->
             ("truth", number), ("people", pa.int64()), ("crops", pa.int64()), ("tracks", pa.list_(track)),
             ("warnings", pa.list_(text)), ("frames_read", pa.int64()), ("seconds", number),
             ("prior", number), ("weights", text)])),
-        path.with_suffix(f".crops{SUFFIX}"): (crops, pa.schema([
+        path.with_suffix(".crops.parquet"): (crops, pa.schema([
             ("filename", text), ("track", pa.int64()), ("time_s", number), ("x", number), ("y", number),
             ("width", number), ("height", number), ("source", text), ("probability", number),
             ("weights", text)])),
