@@ -8,6 +8,7 @@ from keras import layers
 
 from kaggle_utils.blocks import FACE_OUTPUTS, FRAMES, VOICE_OUTPUTS, GridStatistics  # noqa: F401
 
+
 def normalize(x, kind: str):
     """BatchNorm, GroupNorm (Wu & He 2018; eight groups, or one if each would hold one channel) or none."""
     channels = x.shape[-1]
