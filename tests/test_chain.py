@@ -117,7 +117,7 @@ def test_a_cluster_one_of_whose_workers_is_killed(detector, folder, direct, tmp_
                 time.sleep(0.01)
             os.kill(victim, signal.SIGKILL)
 
-        killer = threading.Thread(target=kill)
+        killer = threading.Thread(target=kill, daemon=True)
         killer.start()
         detector.predict_folder(folder, tmp_path / "out.csv", progress=False, backend="dask",
                                 scheduler=cluster.scheduler_address)
