@@ -31,6 +31,8 @@ def folder(tmp_path_factory, miniature):
     """A folder with ``clip.mp4``, as a reader of the README would have it."""
     folder = tmp_path_factory.mktemp("reader")
     shutil.copy(sorted((miniature / "test_videos").glob("*.mp4"))[0], folder / "clip.mp4")
+    (folder / "folder/of/clips").mkdir(parents=True)
+    shutil.copy(folder / "clip.mp4", folder / "folder/of/clips/a.mp4")
     return folder
 
 
@@ -50,6 +52,9 @@ def test_commands_on_a_clip(folder, command):
     words = [sys.executable if word == ".venv/bin/python" else word for word in shlex.split(command)]
     done = subprocess.run(words, cwd=folder, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+    if "folder/of/clips" in words:
+        assert "</html>" in (folder / "report/index.html").read_text(encoding="utf-8")
+        return
     assert not done.stderr.strip(), "no log lines reach the user"
     if "predict" in words:
         assert 0 <= json.loads(done.stdout)["probability"] <= 1
