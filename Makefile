@@ -1,4 +1,5 @@
 # make run    a fresh machine to submission.csv and pictures, for the miniature or for DATA=folder
+# make app    a page on this computer: drop a clip, see its report
 # make test   every unit test and every notebook, on the miniature; on real clips too where DEEPFAKE_DATA names them;
 #             in WORKERS=2 processes
 # make test-fast  lint and the unit tests that take seconds
@@ -6,7 +7,8 @@
 # make test-mounts  every notebook as Kaggle runs it: from each of its mount layouts, without the internet
 # make test-kaggle  make test on the oldest packages allowed, those of Kaggle's image, in an environment of its own
 # make test-cluster the long tests of extraction over processes and a dask cluster, and of training over two devices
-# make benchmark  seconds and faces: the study's procedure, ours and peers, each in an environment of its own; a chart in docs/
+# make benchmark  seconds and faces: the study's procedure, ours and peers, each in an environment of its own; a chart in docs/;
+#             clips an hour from a cache, in two processes and on a cluster of two workers
 # make test-kills a hundred runs over folders killed at random times
 # make fuzz       10,000 mutated clips through the reading of pictures and of sound
 # make checksums  write models/SHA256SUMS anew, after weights or detector.json were replaced
@@ -22,10 +24,13 @@ PYTEST := $(PY) -m pytest -q --durations=15
 
 export TF_CPP_MIN_LOG_LEVEL ?= 3
 
-.PHONY: run test test-fast docs test-mounts test-kaggle test-cluster benchmark lint test-kills fuzz checksums clean
+.PHONY: run app test test-fast docs test-mounts test-kaggle test-cluster benchmark lint test-kills fuzz checksums clean
 
 run: $(VENV)/.ready
 	$(PY) -m kaggle_utils predict $(DATA)
+
+app: $(VENV)/.ready
+	$(PY) -m kaggle_utils app
 
 test: $(VENV)/.ready lint
 	$(PYTEST) --numprocesses $(WORKERS) --dist loadfile tests notebooks --nbval-lax --nbval-current-env --nbval-cell-timeout=300
@@ -44,12 +49,13 @@ test-kaggle:
 	$(MAKE) test VENV=.venv-kaggle RESOLUTION=lowest-direct
 
 test-cluster: $(VENV)/.ready
-	DEEPFAKE_LONG=1 $(PYTEST) tests/test_extraction.py tests/test_data_parallel.py
+	DEEPFAKE_LONG=1 $(PYTEST) tests/test_extraction.py tests/test_chain.py tests/test_data_parallel.py
 
 PEERS := $(patsubst benchmarks/requirements-%.txt,work/benchmark/%/.ready,$(wildcard benchmarks/requirements-*.txt))
 
 benchmark: $(VENV)/.ready $(PEERS)
 	$(PY) benchmarks/run.py --environments work/benchmark
+	$(PY) benchmarks/chain.py
 	$(PY) benchmarks/growth.py
 
 work/benchmark/%/.ready: benchmarks/requirements-%.txt | $(VENV)/.ready

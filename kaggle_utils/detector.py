@@ -8,22 +8,20 @@ becomes a warning, and the score is still defined.
 import hashlib
 import json
 import math
-import os
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
 import pandas as pd
 
 from . import extraction, storage
-from .datasets.dfdc import clips_to_score
 from .face import detection, framing
 from .face.quality import quality_note
 from .fusion import rules
 from .kaggle.paths import models_folder
 from .media import sound, video
-from .submission import score_clips
 from .voice import signal as voice_signal
 
 FACE_BATCH, VOICE_BATCH = 10, 4  # rows per network call, fixed: scores do not depend on the batch
@@ -74,7 +72,7 @@ class Detector:
                  prior: float = 0.5, digests: dict[str, str] | None = None):
         """
         Args:
-            face, voice: networks of :mod:`face.networks` and :mod:`voice.networks`, with their ``logit``.
+            face, voice: networks with a ``logit``.
             flip: average each crop's outputs with those of its mirror image.
             prior: share of fakes expected among the clips, in (0, 1).
             digests: SHA-256 of each weights file, by name.
@@ -84,6 +82,7 @@ class Detector:
         self.face, self.voice, self.fuse, self.calibration = face, voice, fuse, calibration
         self.flip, self.prior, self.digests = flip, prior, digests or {}
         self.finder = detection.FaceFinder()
+        self.weights: Any = None  # how another process loads the same detector
 
     @classmethod
     def load(cls, folder: str | Path | None = None, prior: float = 0.5,
@@ -109,7 +108,12 @@ class Detector:
         calibration = rules.Calibration(settings["calibration"], settings["range"],
                                         settings.get("pooling", "mean"))
         fuse = rules.load(folder, settings, calibration)
-        return cls(face, hears, fuse, calibration, settings["flip"], prior, digests)
+        detector = cls(face, hears, fuse, calibration, settings["flip"], prior, digests)
+        load, arguments = f"{__name__}:{cls.__name__}.load", (str(folder.resolve()), prior, join)
+        from .scoring import Weights
+
+        detector.weights = Weights(load, arguments, detector.fingerprint)
+        return detector
 
     @property
     def fingerprint(self) -> str:
@@ -176,7 +180,8 @@ class Detector:
         return self.combine(path, extracted, extracted.people, seen, heard, warnings), extracted.people
 
     def predict_folder(self, folder: str | Path, output_csv: str | Path, hours: float | None = None,
-                       progress: bool = True) -> pd.DataFrame:
+                       progress: bool = True, cache: str | Path | None = None, jobs: int = 1,
+                       backend: str = "loky", scheduler: str | None = None) -> pd.DataFrame:
         """Score every clip of a folder into a ``filename,label`` CSV that always has one row per clip.
 
         Every row starts at the prior and is replaced when its clip is finished. The verdicts are kept in a
@@ -187,35 +192,29 @@ class Detector:
             folder: a DFDC root (``test_videos`` in the order of ``sample_submission.csv``) or a flat folder
                 of clips, with or without ``metadata.json``.
             hours: time budget; if it is short, fewer frames are read, and the last clips keep the prior.
+            cache: folder of extracts, as ``python -m kaggle_utils extract`` makes them. Clips are scored from
+                it, and what is missing is added; if it cannot be written, it is only read. With other
+                weights, only the networks run again. The labels are those of a run without it.
+            jobs, backend, scheduler: spread the clips over processes or a cluster (:class:`spread.Team`);
+                each process loads the networks once. A worker that dies costs the clip it was at.
 
         Returns:
             One row per clip: ``filename``, ``path``, ``truth`` (NaN if unknown), ``label``, and the verdict's
-            fields.
+            fields; ``seconds`` of work if the clip was scored.
+
+        Raises:
+            ValueError: the cache was made with other settings or versions, or the backend is unknown.
+            BlockingIOError: another run writes to ``output_csv``.
         """
-        output_csv = Path(output_csv)
-        strips = output_csv.with_name(output_csv.name + ".faces")
-        strips.mkdir(parents=True, exist_ok=True)
+        from .scoring import score_folder
+        from .spread import Team
 
-        def verdict_of(name: str, path: Path | None, frames: int, following: Path | None) -> dict:
-            if path is None:
-                return Verdict(self.prior, warnings=[f"{name}: expected a plain file name"]).to_dict()
-            extracted = ahead(path, frames, following)
-            verdict, people = self.examine_extract(path, extracted)
-            try:
-                _save_strip(strips / f"{name}.jpg", verdict, people)
-            except OSError as error:
-                verdict.warnings.append(f"{name}: the image of its crops was not saved: {error.strerror}")
-            return verdict.to_dict() | {"read": extracted.asked}
+        team = Team(jobs, backend, scheduler)
+        return score_folder(self, folder, output_csv, hours, progress, cache, team)
 
-        def unscored(name: str, reason: str) -> dict:
-            return Verdict(self.prior, warnings=[f"{name}: {reason}, the score is the prior"]).to_dict()
-
-        clips = clips_to_score(folder)
-        fingerprint = (f"{self.fingerprint} {type(self.fuse).__name__} prior {self.prior} "
-                       f"reading {extraction.READING}")
-        with extraction.Ahead(lambda path, frames: extraction.extract(
-                path, self.finder, frames, self.voice_rate)) as ahead:
-            return score_clips(clips, verdict_of, output_csv, unscored, fingerprint, hours, progress)
+    def prior_verdict(self, warning: str) -> Verdict:
+        """The verdict on a clip that was not scored: the prior, and the reason."""
+        return Verdict(self.prior, warnings=[warning])
 
     def voice_outputs(self, path: Path, samples: np.ndarray | None, sample_rate: int,
                       warnings: list[str]) -> dict | None:
@@ -345,19 +344,6 @@ def checked_digests(folder: Path) -> dict[str, str]:
                 raise ValueError(f"{folder / name}: expected SHA-256 {listed.get(name)} by {sums}, "
                                  f"found {digest}; if you replaced it yourself, run make checksums")
     return digests
-
-
-def _save_strip(path: Path, verdict: Verdict, people: list[framing.FaceCrops]) -> None:
-    """Save the crops of the most suspicious person side by side, 128 pixels each; without crops, nothing."""
-    if os.path.exists(path):  # False for an overlong name
-        path.unlink()
-    if people:
-        suspicion = [-1.0 if math.isnan(track["probability"]) else track["probability"]
-                     for track in verdict.tracks]
-        crops = people[int(np.argmax(suspicion))].images
-        strip = np.concatenate([cv2.resize(crop, (128, 128), interpolation=cv2.INTER_AREA) for crop in crops],
-                               axis=1)
-        path.write_bytes(cv2.imencode(".jpg", strip[..., ::-1])[1].tobytes())  # imwrite hides a full disk
 
 
 def _resize(crop: np.ndarray, side: int) -> np.ndarray:

@@ -78,7 +78,7 @@ def contact_sheet(images: Sequence[np.ndarray], titles: Sequence[str] | None = N
         axis.imshow(image)
         _frame(axis, COLOURS.get(borders[index], borders[index]) if borders is not None else None)
         if titles is not None:
-            axis.set_title(titles[index], fontsize=8)
+            axis.set_title(titles[index], fontsize=8, parse_math=False)  # a clip's name may hold a $
     if borders is not None:
         _legend_of_names(figure, borders)
     return figure
@@ -112,7 +112,7 @@ def pair_strip(left: Sequence[np.ndarray], right: Sequence[np.ndarray],
             _frame(axis, COLOURS.get(name), width=2.5)
         line[0].set_ylabel(name)
     for axis, text in zip(axes[0], titles or [], strict=False):
-        axis.set_title(text, fontsize=8)
+        axis.set_title(text, fontsize=8, parse_math=False)
     return figure
 
 

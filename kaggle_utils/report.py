@@ -6,35 +6,39 @@ self-contained HTML file that works offline: no scripts, fonts or links. The ver
 as many frames.
 """
 
-import base64
 import copy
 import hashlib
 import math
+import os
 import platform
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
+from urllib.parse import quote
 
 import cv2
 import numpy as np
 
-from . import __version__, explain
+from . import __version__, disk, explain, pictures
 from .detector import Detector, Verdict
 from .extraction import FRAMES, Extract, listen, look, upright
 from .face import framing
-from .media import sound, video
-from .voice import networks as voice_networks
+from .face.quality import quality_line
+from .media import files, sound, video
+from .voice import layers as voice_layers
 from .voice import signal as voice_signal
 
 SAMPLED = 3 * FRAMES  # frames of a curve: an odd multiple includes those of the verdict
 SHOWN = 3  # number of most suspicious and of least suspicious frames per person
 RARE = 0.05  # a second prior: one fake in twenty clips
 HEAT_TOP = 5.0  # Grad-CAM value, in logits, at the top of the scale; raised to the page's maximum
-STILL = 640  # px, long side of the full frame
-THUMB = 112  # px, side of a thumbnail in the strip
 BANDS = 60  # mel bands of a voice picture; each spans at least one spectral bin
+MOST_TICKS = 60  # a header may claim years
+CHANGED = "the file changed while it was analysed"
 COLUMNS = 1200  # of a voice picture, at most
+STAGES = ("reading", "faces", "face network", "voice", "page")
 
 
 @dataclass(frozen=True)
@@ -102,7 +106,11 @@ class Voice:
 
 @dataclass(eq=False)
 class Study:
-    """The content of a clip's page. ``kept``: the sampled frames that the verdict is based on."""
+    """The content of a clip's page.
+
+    ``kept``: the sampled frames that the verdict is based on; ``quality``: how the picture of the face that
+    decides limits the answer, in a sentence, or empty without a face.
+    """
 
     path: Path
     verdict: Verdict
@@ -113,6 +121,13 @@ class Study:
     kept: np.ndarray
     voice: Voice | None
     digests: dict[str, str]
+    quality: str = ""
+    identity: tuple[int, ...] = ()  # of the file that was judged
+
+    @property
+    def name(self) -> str:
+        """The file's name as text to show."""
+        return disk.printable(self.path.name)
 
     @property
     def duration_s(self) -> float:
@@ -139,22 +154,29 @@ def write_report(path: str | Path, output: str | Path, detector: Detector) -> St
         FileNotFoundError: ``path`` is not a file.
     """
     found = study(path, detector)
-    Path(output).write_text(page(found), encoding="utf-8")
+    disk.replace(output, page(found))
     return found
 
 
 # --- looking and listening ----------------------------------------------------------------------------------
-def study(path: str | Path, detector: Detector) -> Study:
+def study(path: str | Path, detector: Detector, progress: Callable[[str], None] | None = None) -> Study:
     """Analyse one clip for its page. Unreadable parts are left out, with a warning in the verdict.
+
+    Args:
+        progress: is called with the name of each of the ``STAGES`` when it begins, but for the page; what it
+            raises ends the analysis.
 
     Raises:
         FileNotFoundError: ``path`` is not a file.
     """
-    path, rate = Path(path), detector.voice_rate
+    path, rate, tell = Path(path), detector.voice_rate, progress or (lambda stage: None)
     if not path.is_file():
         raise FileNotFoundError(f"{path}: expected a clip")
+    identity = files.identity(path)
+    tell("reading")
     clip, warnings = look(path, SAMPLED)
     samples, unheard = listen(path, rate)
+    tell("faces")
     kept, people, curves = [], [], []
     if clip:
         many = clip.info.frame_count > SAMPLED
@@ -164,36 +186,41 @@ def study(path: str | Path, detector: Detector) -> Study:
             clip, warnings = turned, turned.warnings
             people, curves = framing.follow_faces(clip.images, detector.finder, kept)
     warnings = warnings + unheard
-    read = Extract(people, clip.times_s[kept] if clip else np.zeros(0), samples, rate, warnings)
+    tell("face network")
+    seen = [detector.face_outputs(person.images) for person in people]
+    shown = {number: person for number, curve in enumerate(curves)
+             if (person := _person(detector, number, curve))}
+    tell("voice")
     heard = detector.voice_outputs(path, samples, rate, warnings)
-    parts = path, read, people, [detector.face_outputs(person.images) for person in people], heard
+    voice = _voice(detector, samples, heard, path if clip else None)
+    read = Extract(people, clip.times_s[kept] if clip else np.zeros(0), samples, rate, warnings)
+    parts = path, read, people, seen, heard
     rarer = copy.copy(detector)
     rarer.prior = RARE
     rare = rarer.combine(*parts, []).probability
     verdict = detector.combine(*parts, warnings)
-    shown = _people(detector, verdict, curves, [detector.face_outputs(person.images) for person in curves])
-    return Study(path, verdict, rare, detector.prior, clip, shown, np.array(kept, int),
-                 _voice(detector, samples, heard, path if clip else None), detector.digests)
-
-
-def _people(detector: Detector, verdict: Verdict, found: list[framing.FaceCrops],
-            seen: list[dict]) -> list[Person]:
-    """The tracked people; an empty list if no face was found."""
+    if files.identity(path) != identity:
+        verdict.warnings.append(f"{path.name}: {CHANGED}")
     shares = [track["probability"] for track in verdict.tracks]
-    people = []
-    for number, (person, outputs, share) in enumerate(zip(found, seen, shares, strict=True)):
-        known = np.array([source != "fallback" for source in person.sources])
-        scores = detector.calibration.probability(outputs["logit"][:, 0], "crop", detector.prior)
-        scores = np.where(known, scores, np.nan)
-        order = [int(frame) for frame in np.argsort(-scores) if known[frame]]
-        most, least = order[:SHOWN], order[::-1][: min(SHOWN, max(len(order) - SHOWN, 0))]
-        shown = most + least
-        maps = explain.grad_cam(detector.face, detector.resized(person.images[shown])) if shown else []
-        decides = not math.isnan(share) and share == np.nanmax(shares)
-        if shown:
-            people.append(Person(f"Person {'ABCD'[number]}", share, decides, person.images, person.boxes,
-                                 scores, person.sources, most, least, dict(zip(shown, maps, strict=True))))
-    return people
+    main = None if math.isnan(verdict.face) else int(np.nanargmax(shares))
+    for number, person in shown.items():
+        person.probability, person.decides = shares[number], number == main
+    return Study(path, verdict, rare, detector.prior, clip, list(shown.values()), np.array(kept, int), voice,
+                 detector.digests, "" if main is None else quality_line(people[main]), identity)
+
+
+def _person(detector: Detector, number: int, found: framing.FaceCrops) -> Person | None:
+    """The scores and heat maps of a tracked person, whose probability is set later; None without a face."""
+    known = np.array([source != "fallback" for source in found.sources])
+    if not known.any():
+        return None
+    logits = detector.face_outputs(found.images)["logit"][:, 0]
+    scores = np.where(known, detector.calibration.probability(logits, "crop", detector.prior), np.nan)
+    order = [int(frame) for frame in np.argsort(-scores) if known[frame]]
+    most, least = order[:SHOWN], order[::-1][: min(SHOWN, max(len(order) - SHOWN, 0))]
+    maps = explain.grad_cam(detector.face, detector.resized(found.images[most + least]))
+    return Person(f"Person {'ABCD'[number]}", math.nan, False, found.images, found.boxes, scores,
+                  found.sources, most, least, dict(zip(most + least, maps, strict=True)))
 
 
 def _voice(detector: Detector, recorded: np.ndarray, heard: dict | None, path: Path | None) -> Voice | None:
@@ -205,7 +232,7 @@ def _voice(detector: Detector, recorded: np.ndarray, heard: dict | None, path: P
     samples, start_s = speech.samples, speech.start_s + (video.survey(path).sound_start_s if path else 0.0)
     windows = speech.windows.reshape(-1, *detector.voice.input_shape[1:])
     levels = voice_signal.log_power(samples, rate, explain.FFT_LENGTH, explain.HOP)[0]
-    bands = voice_networks.filter_bank("mel", BANDS, rate, explain.FFT_LENGTH).T
+    bands = voice_layers.filter_bank("mel", BANDS, rate, explain.FFT_LENGTH).T
     bands /= bands.sum(axis=1, keepdims=True)
     sensitive = np.zeros_like(levels)
     for start, found in zip(speech.starts, explain.saliency(detector.voice, windows), strict=True):
@@ -255,16 +282,33 @@ def moments(found: Study, person: Person) -> tuple[list[np.ndarray], list[np.nda
 # --- the page -----------------------------------------------------------------------------------------------
 def page(found: Study) -> str:
     """The page as HTML; the template escapes everything that comes from the clip."""
+    return rendered(
+        "report.html.jinja", study=found, rare=RARE, facts=facts(found), left_out=left_out(found),
+        made_with=made_with(found), ticks=_ticks(found.duration_s), curve=_curve, overlay=_overlay,
+        still=_still, grey=pictures.grey, warm=pictures.warm, isnan=math.isnan, reasons=reasons(found))
+
+
+def rendered(template: str, **values) -> str:
+    """A template of this folder as HTML, with everything escaped that does not say otherwise."""
     import jinja2
 
     templates = jinja2.Environment(loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True,
                                    undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    templates.filters |= {"percent": percent, "clock": clock, "zone": zone_of, "jpeg": _jpeg, "png": _png}
-    return templates.get_template("report.html.jinja").render(
-        study=found, zones=ZONES, rare=RARE, facts=facts(found), left_out=left_out(found),
-        made_with=made_with(found), ticks=_ticks(found.duration_s), curve=_curve, overlay=_overlay,
-        thumb=_thumb, still=_still, grey=_grey, warm=_warm, isnan=math.isnan,
-        written=datetime.now(UTC).strftime("%d %B %Y, %H:%M UTC"))
+    templates.filters |= {"percent": percent, "clock": clock, "zone": zone_of, "jpeg": pictures.jpeg,
+                          "png": pictures.png, "thumb": pictures.thumb,
+                          "link": lambda path: quote(os.fsencode(path))}
+    templates.tests["isnan"] = math.isnan
+    return templates.get_template(template).render(
+        zones=ZONES, written=datetime.now(UTC).strftime("%d %B %Y, %H:%M UTC"), **values)
+
+
+def record(found: Study) -> dict:
+    """The verdict as JSON-ready values, with the clip's word and SHA-256, software and weights."""
+    named = facts(found)
+    return {"file": found.path.name, "sha256": named["SHA-256"], "word": found.zone.name,
+            "prior": found.prior, "quality": found.quality,
+            "duration_s": round(found.duration_s, 3) if found.clip or found.voice else None,
+            **found.verdict.to_dict(), "warnings": notes(found), "made_with": made_with(found)}
 
 
 def percent(probability: float) -> str:
@@ -279,29 +323,60 @@ def clock(seconds: float) -> str:
 
 def facts(found: Study) -> dict[str, str]:
     """The file's properties: name, size, picture, sound and SHA-256."""
-    with open(found.path, "rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-    named = {"File": found.path.name, "Size": f"{found.path.stat().st_size / 1e6:.1f} MB"}
+    named = {"File": found.name, "Size": f"{found.identity[2] / 1e6:.1f} MB"}
     if found.clip:
         info = found.clip.info
         turn = f", stored rotated by {info.rotation}°, shown upright" if info.rotation else ", not rotated"
         named |= {"Duration": clock(info.duration_s),
                   "Picture": f"{info.width} × {info.height} pixels{turn}, {info.fps:.4g} frames per second, "
                              f"{info.frame_count} frames, codec {info.codec}"}
-    return named | {"Sound": _sound(found), "SHA-256": digest}
+    return named | {"Sound": _sound(found), "SHA-256": _digest(found)}
+
+
+def _digest(found: Study) -> str:
+    """The SHA-256 of the file that was judged; no digest of another one that has taken its place."""
+    try:
+        with open(found.path, "rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError:
+        return f"unknown: {CHANGED}"
+    return digest if files.identity(found.path) == found.identity else f"unknown: {CHANGED}"
 
 
 def _sound(found: Study) -> str:
-    if not (found.clip or found.voice):
-        return "unknown: the file cannot be read"
-    return sound.sound_format(found.path) or "no sound track"
+    try:
+        listed = sound.sound_format(found.path) if found.clip or found.voice else "unknown"
+    except video.UnreadableClip:
+        listed = "unknown"
+    return "unknown: the file cannot be read" if listed == "unknown" else listed or "no sound track"
+
+
+def notes(found: Study) -> list[str]:
+    """The verdict's warnings as sentences without the file's name, which the page has in its title."""
+    lines = []
+    for warning in found.verdict.warnings:
+        for name in (f"{found.path}: ", f"{found.path.name}: "):
+            warning = warning.removeprefix(name)
+        warning = warning.replace(str(found.path), found.path.name)
+        lines.append(f"{warning[:1].upper()}{warning[1:]}.")
+    return [line for line in lines if line != "The score is the prior."]  # the page gives none then
+
+
+def reasons(found: Study) -> dict[str, str]:
+    """Why there is no score of the ``face`` or of the ``voice``: a sentence, empty where there is a score."""
+    lines = notes(found)
+    face = next((line for line in lines if "picture was not analysed" in line or "o face found" in line), "")
+    voice = next((line for line in lines if "voice was not analysed" in line), "")
+    return {"face": "" if found.people else face or "No face was found.",
+            "voice": "" if found.voice else voice or "No voice was heard."}
 
 
 def left_out(found: Study) -> list[str]:
     """The omissions of the analysis and their reasons: first for this clip, then in general."""
-    lines = [warning.replace(str(found.path), found.path.name) for warning in found.verdict.warnings]
-    if found.clip:
-        lines.append(f"All but {len(found.clip.images)} sampled frames of {found.clip.info.frame_count}.")
+    lines = notes(found)
+    if found.clip and (rest := found.clip.info.frame_count - len(set(found.clip.times_s))) > 0:
+        lines.append(f"{rest} of the clip's {found.clip.info.frame_count} frames: "
+                     f"{len(set(found.clip.times_s))} were sampled, evenly over its length.")
     if found.voice:
         heard = sum(end - start for start, end, _ in found.voice.windows)
         if heard < 0.95 * (found.voice.end_s - found.voice.start_s):
@@ -327,7 +402,7 @@ def _ticks(duration_s: float) -> list[tuple[float, str]]:
     step = next(step for step in (0.5, 1, 2, 5, 10, 20, 30, 60, 120, 300, 600, 1800, 3600, 36000)
                 if duration_s / step <= 6 or step == 36000)
     return [(100 * time / duration_s, clock(time).replace(".0", ""))
-            for time in np.arange(0, duration_s * 0.97, step)]
+            for time in step * np.arange(min(MOST_TICKS, math.ceil(duration_s * 0.97 / step)))]
 
 
 def _curve(person: Person, found: Study) -> tuple[list[str], list[dict]]:
@@ -345,56 +420,15 @@ def _curve(person: Person, found: Study) -> tuple[list[str], list[dict]]:
     return [" ".join(line) for line in lines if line], known
 
 
-# --- pictures -----------------------------------------------------------------------------------------------
 def _still(found: Study) -> tuple[int, np.ndarray]:
     """The middle one of the frames with the most people; its picture with a lettered box around each face."""
     seen = np.zeros(len(found.clip.images), int) + sum(~np.isnan(person.scores) for person in found.people)
     best = np.flatnonzero(seen == seen.max())
     frame = int(best[len(best) // 2])
-    picture = found.clip.images[frame]
-    scale = min(1.0, STILL / max(picture.shape[:2]))
-    picture = cv2.resize(picture, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
-    for person in found.people:
-        x, y, width, height = (int(side) for side in (person.boxes[frame] * scale).round())
-        if not math.isnan(person.scores[frame]):
-            for colour, thickness in (((0, 0, 0), 4), ((255, 255, 255), 2)):
-                cv2.rectangle(picture, (x, y), (x + width, y + height), colour, thickness, cv2.LINE_AA)
-                place = max(x + 4, 4), max(y + 24, 24)
-                cv2.putText(picture, person.name[-1], place, cv2.FONT_HERSHEY_SIMPLEX, 0.8, colour, thickness,
-                            cv2.LINE_AA)
-    return frame, picture
+    boxes = [(person.name[-1], person.boxes[frame]) for person in found.people
+             if not math.isnan(person.scores[frame])]
+    return frame, pictures.boxed(found.clip.images[frame], boxes)
 
 
 def _overlay(person: Person, frame: int, found: Study) -> np.ndarray:
     return explain.overlay(person.crops[frame], person.heat[frame] / found.hottest)
-
-
-def _thumb(person: Person, frame: int) -> np.ndarray:
-    return cv2.resize(person.crops[frame], (THUMB, THUMB), interpolation=cv2.INTER_AREA)
-
-
-def _grey(levels: np.ndarray) -> np.ndarray:
-    """Levels in dB (bands, frames) as uint8 (bands, frames, 3), lowest band at the bottom, loud dark."""
-    shade = 255 * np.clip(levels / -70, 0, 1)
-    return np.repeat(shade[::-1, :, None], 3, axis=2).astype(np.uint8)
-
-
-def _warm(shares: np.ndarray) -> np.ndarray:
-    """Values in 0..1 as a picture, from white over orange to dark red; the order survives grey print."""
-    stops = np.array([[255, 255, 255], [253, 190, 130], [205, 70, 30], [90, 0, 20]])
-    picture = [np.interp(shares[::-1], np.linspace(0, 1, len(stops)), channel) for channel in stops.T]
-    return np.stack(picture, axis=-1).astype(np.uint8)
-
-
-def _jpeg(picture: np.ndarray) -> str:
-    return _inline(picture, "jpeg", [cv2.IMWRITE_JPEG_QUALITY, 85])
-
-
-def _png(picture: np.ndarray) -> str:
-    return _inline(picture, "png", [])
-
-
-def _inline(picture: np.ndarray, kind: str, options: list[int]) -> str:
-    """A uint8 RGB picture as a data URL."""
-    data = cv2.imencode(f".{kind}", np.ascontiguousarray(picture[..., ::-1]), options)[1]
-    return f"data:image/{kind};base64,{base64.b64encode(data).decode()}"

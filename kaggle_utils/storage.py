@@ -1,7 +1,6 @@
 """Save and load networks as ``.keras`` files: float16 on disk, float32 in memory; loading runs no code."""
 
 import json
-import tempfile
 import zipfile
 from pathlib import Path
 
@@ -9,7 +8,8 @@ import keras
 import numpy as np
 from keras import layers, ops
 
-from .voice import networks as _  # noqa: F401  registers the layers of saved networks
+from . import disk
+from .voice import layers as _  # noqa: F401  registers the layers of saved networks
 
 
 # --- files --------------------------------------------------------------------------------------------------
@@ -31,7 +31,9 @@ def save_network(model: keras.Model, path: Path | str, policy: str = "float16") 
     config.pop("compile_config", None)  # it would store an optimizer
     twin = _rebuilt(config, policy)
     twin.set_weights(stored)
-    twin.save(path)
+    with disk.temporary() as folder:
+        twin.save(folder / "network.keras")
+        disk.replace(path, (folder / "network.keras").read_bytes())
 
 
 def load_network(path: Path | str, policy: str = "float32") -> keras.Model:
@@ -46,7 +48,7 @@ def load_network(path: Path | str, policy: str = "float32") -> keras.Model:
         raise FileNotFoundError(f"{path}: no such file, expected weights in a .keras file")
     if not zipfile.is_zipfile(path) or "config.json" not in zipfile.ZipFile(path).namelist():
         raise ValueError(f"{path}: found {path.stat().st_size} bytes, not an archive; expected a .keras file")
-    with zipfile.ZipFile(path) as file, tempfile.TemporaryDirectory() as folder:
+    with zipfile.ZipFile(path) as file, disk.temporary() as folder:
         model = _rebuilt(json.loads(file.read("config.json")), policy)
         model.load_weights(file.extract("model.weights.h5", folder))  # seeking in an archive is slow
     return model

@@ -1,26 +1,24 @@
-"""Score a whole folder into ``submission.csv``: always complete, resumable, on time; and check the file."""
+"""Score a whole folder into ``submission.csv``: always complete, resumable, on time."""
 
-import csv
 import json
 import os
-import re
 import time
-from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 import pandas as pd
 from tqdm.auto import tqdm
 
+from . import disk
+from .check import HEADER, is_probability
 from .datasets.dfdc import file_stamp
 
-HEADER = ["filename", "label"]
 FRAME_LADDER = (10, 6, 3)  # frames read per clip; the time guard steps down
 DECIMALS = 5
 OUT_OF_TIME = "not scored in the time budget"
-NUMBER = re.compile(r"[0-9]*\.?[0-9]+(?:[eE][-+]?[0-9]+)?|[0-9]+\.")  # float() also takes 0_1
 FAILURES = 3  # if this many first clips all fail, the fault is not theirs: raise the error
+WRITE_S = 1.0  # s between two writings of the CSV: with many clips, each takes a while
 MARGIN = 0.95  # share of the time budget to plan for
 
 
@@ -39,11 +37,11 @@ class Journal:
             self.finished = {row["filename"]: row for row in map(_parse, lines[1:]) if "filename" in row}
         else:
             lines = [json.dumps({"fingerprint": fingerprint}).encode()]
-        _replace(path, b"".join(line + b"\n" for line in lines))
+        disk.replace(path, b"".join(line + b"\n" for line in lines))
 
     def add(self, row: dict) -> None:
         """Append one finished clip and flush it to disk."""
-        with _named(self.path), self.path.open("ab") as file:
+        with disk.named(self.path), self.path.open("ab") as file:
             file.write(json.dumps(row).encode() + b"\n")
             file.flush()
             os.fsync(file.fileno())
@@ -55,7 +53,7 @@ def _parse(line: bytes) -> dict:
         row = json.loads(line)
     except (ValueError, RecursionError):
         return {}  # a truncated line: the clip is rescored
-    if not isinstance(row, dict) or ("filename" in row and not _is_probability(str(row.get("probability")))):
+    if not isinstance(row, dict) or ("filename" in row and not is_probability(str(row.get("probability")))):
         return {}
     return row
 
@@ -65,14 +63,22 @@ class TimeGuard:
 
     It measures the seconds per clip on the current rung of the ladder. If the remaining clips would not fit,
     it steps down. It steps up if they would fit with more frames, even if time grew in proportion to them.
-    The first clip on a rung, and the clip read ahead on the previous rung, do not count. When not even one
-    more clip fits, it is ``exhausted``.
+    The first clips on a rung, and those begun on the previous rung, do not count. When not even one more clip
+    fits, it is ``exhausted``. Clips whose extract is cached cost little and cannot cost less: they come first
+    and are not counted.
+
+    Attributes:
+        begun, ended: how many clips; kept by the caller, from different threads.
     """
 
     def __init__(self, hours: float | None, clips_left: int, clock: Callable[[], float] = time.monotonic):
+        """
+        Args:
+            clips_left: number of clips without a cached extract.
+        """
         self.clock, self.left = clock, clips_left
         self.deadline = None if hours is None else clock() + hours * 3600 * MARGIN
-        self.rung, self.uncounted, self.last = 0, 1, 0.0
+        self.rung, self.uncounted, self.last, self.begun, self.ended = 0, 1, 0.0, 0, 0
         self.seconds: list[float] = []
 
     @property
@@ -81,15 +87,25 @@ class TimeGuard:
         return FRAME_LADDER[self.rung]
 
     @property
+    def flight(self) -> int:
+        """Number of clips begun and not finished."""
+        return self.begun - self.ended
+
+    @property
     def exhausted(self) -> bool:
         """True if the next clip would end after the deadline."""
         if self.deadline is None:
             return False
-        return self.clock() + max(self.seconds[-10:], default=self.last) > self.deadline
+        recent = self.seconds[-10:] or [self.last]
+        wait_s = self.flight * sum(recent) / len(recent)  # for those begun before it
+        return self.clock() + wait_s + max(recent) > self.deadline
 
-    def finished(self, seconds: float) -> None:
-        """Count one clip that took ``seconds``, and step down or up the ladder if need be."""
-        self.left, self.last = self.left - 1, seconds
+    def finished(self, seconds: float, cached: bool = False) -> None:
+        """Count one clip, ``seconds`` after the last one; step down or up the ladder if need be."""
+        self.last = seconds
+        if cached:
+            return
+        self.left -= 1
         if self.uncounted:
             self.uncounted -= 1
             return
@@ -100,31 +116,54 @@ class TimeGuard:
         needed_s, left_s = self.left * sum(recent) / len(recent), self.deadline - self.clock()
         up = FRAME_LADDER[max(self.rung - 1, 0)] / self.frames
         if needed_s > left_s and self.rung < len(FRAME_LADDER) - 1:
-            self.rung, self.seconds, self.uncounted = self.rung + 1, [], 2
+            self.rung, self.seconds, self.uncounted = self.rung + 1, [], 1 + max(1, self.flight)
         elif self.rung and needed_s * up < left_s:
-            self.rung, self.seconds, self.uncounted = self.rung - 1, [], 2
+            self.rung, self.seconds, self.uncounted = self.rung - 1, [], 1 + max(1, self.flight)
 
 
-def score_clips(clips: pd.DataFrame, predict: Callable[[str, Path | None, int, Path | None], dict],
+class Ask(NamedTuple):
+    """A clip to score: its name in the CSV, its file (None: it can have none), frames to read."""
+
+    filename: str
+    path: Path | None
+    frames: int
+
+
+def score_clips(clips: pd.DataFrame, run: Callable[[Iterator[Ask]], Iterator[tuple[Ask, dict | Exception]]],
                 output_csv: str | Path, unscored: Callable[[str, str], dict], fingerprint: str,
-                hours: float | None = None, progress: bool = True) -> pd.DataFrame:
+                hours: float | None = None, progress: bool = True,
+                cached: Callable[[str, Path | None], bool] = lambda *_: False) -> pd.DataFrame:
     """Write ``filename,label`` for every clip, even after failures; returns the table with journal entries.
 
-    Every row starts at the prior. Each finished clip replaces its row (by an atomic rename) and adds a line
-    to the journal ``<output>.journal``. After an interruption, call again: the run resumes. It also rescores
-    clips that failed and clips whose file has changed. Without ``hours``, it rescores clips of which fewer
-    frames were read for lack of time. A failure affects only its own clip.
+    Every row starts at the prior. Each finished clip adds a line to the journal ``<output>.journal``
+    at once, and replaces its row within a second or so (by an atomic rename). After an interruption, call
+    again: the run resumes. It also rescores clips that failed and clips whose file has changed. Without
+    ``hours``, it rescores clips of which fewer frames were read for lack of time. A failure affects only its
+    own clip.
 
     Args:
         clips: as returned by :func:`kaggle_utils.datasets.dfdc.clips_to_score`.
-        predict: ``(filename, path, frames, following) -> dict`` with ``probability``; all entries go into the
-            journal. ``following`` is the path of the next clip, or None. The entry ``read`` is the number of
-            frames requested, if it differs from ``frames``, as for a clip read ahead.
+        run: yields each clip with its outcome, in any order: a dict with ``probability``, of which all
+            entries go into the journal, or the exception that scoring raised. The entry ``read`` is the
+            number of frames read, if it differs from those asked for. It asks for a clip when it begins it;
+            the time guard chooses the frames then, or ends the run.
         unscored: ``(filename, reason) -> dict`` with ``probability``: the row of an unscored clip, the prior.
         fingerprint: identifies the models and settings of a journal.
+        cached: ``(filename, path) -> bool``: whether the clip's extract is cached; such clips are scored
+            first, so that the time guard knows how much time the others have.
+
+    Raises:
+        BlockingIOError: another run writes to ``output_csv``.
     """
     output_csv = Path(output_csv)
     output_csv.parent.mkdir(parents=True, exist_ok=True)
+    with disk.locked(output_csv):
+        disk.sweep(output_csv.parent)
+        return _score_clips(clips, run, output_csv, unscored, fingerprint, hours, progress, cached)
+
+
+def _score_clips(clips: pd.DataFrame, run: Callable, output_csv: Path, unscored: Callable, fingerprint: str,
+                 hours: float | None, progress: bool, cached: Callable) -> pd.DataFrame:
     journal = Journal(output_csv.with_name(output_csv.name + ".journal"), fingerprint)
     stamps = {clip.filename: file_stamp(clip.path) for clip in clips.itertuples()}
     journal.finished = {name: row for name, row in journal.finished.items()
@@ -132,35 +171,46 @@ def score_clips(clips: pd.DataFrame, predict: Callable[[str, Path | None, int, P
     hurried = {name for name, row in journal.finished.items() if row.get("read", 0) < FRAME_LADDER[0]}
     kept = set(journal.finished) - (hurried if hours is None else set())
     waiting = clips[~clips["filename"].isin(kept)]
-    guard = TimeGuard(hours, len(waiting))
+    quick = {clip.filename for clip in waiting.itertuples() if cached(clip.filename, clip.path)}
+    waiting = waiting.iloc[(~waiting["filename"].isin(quick)).argsort(kind="stable")]
+    guard = TimeGuard(hours, len(waiting) - len(quick))
     rows = {name: journal.finished.get(name) or unscored(name, OUT_OF_TIME) for name in clips["filename"]}
     _write(output_csv, rows)
-    bar = tqdm(waiting.itertuples(), total=len(waiting), desc="clips", unit="clip", disable=not progress)
-    failures = 0
-    for done, (clip, following) in enumerate(zip(bar, [*waiting["path"].iloc[1:], None], strict=False)):
-        if guard.exhausted:
-            tqdm.write(f"time budget of {hours} h used up: {len(waiting) - done} clips keep the prior")
-            break
-        started = time.monotonic()
-        try:
-            rows[clip.filename] = predict(clip.filename, clip.path, guard.frames, following)
-        except Exception as error:
+
+    def asks() -> Iterator[Ask]:
+        for done, clip in enumerate(waiting.itertuples()):
+            if guard.exhausted:
+                tqdm.write(f"time budget of {hours} h used up: {len(waiting) - done} clips keep the prior")
+                return
+            guard.begun += 1
+            yield Ask(clip.filename, clip.path, guard.frames)
+
+    failures, last, written = 0, time.monotonic(), 0.0
+    outcomes = tqdm(run(asks()), total=len(waiting), desc="clips", unit="clip", disable=not progress)
+    for done, (ask, outcome) in enumerate(outcomes, start=1):
+        name = ask.filename
+        guard.ended += 1
+        if isinstance(outcome, Exception):
             failures += 1
-            if failures == done + 1 == FAILURES:
-                raise
-            rows[clip.filename] = unscored(clip.filename, f"{type(error).__name__}: {error}")
-            tqdm.write(f"{clip.filename} keeps the prior: {type(error).__name__}: {error}")
+            if failures == done == FAILURES:
+                raise outcome
+            rows[name] = unscored(name, f"{type(outcome).__name__}: {outcome}")
+            tqdm.write(disk.printable(f"{name} keeps the prior: {type(outcome).__name__}: {outcome}"))
         else:
-            journal.add({"filename": clip.filename, "stamp": stamps[clip.filename], "read": guard.frames,
-                         **rows[clip.filename]})
-        guard.finished(time.monotonic() - started)
-        _write(output_csv, rows)
+            rows[name] = outcome
+            journal.add({"filename": name, "stamp": stamps[name], "read": ask.frames, **outcome})
+        last, before = time.monotonic(), last
+        guard.finished(last - before, name in quick)
+        if last - written > WRITE_S:
+            _write(output_csv, rows)
+            written = time.monotonic()
+    _write(output_csv, rows)
     return _table(clips, rows)
 
 
 def _table(clips: pd.DataFrame, rows: dict[str, dict]) -> pd.DataFrame:
     verdicts = pd.DataFrame(rows[name] for name in clips["filename"])
-    verdicts = verdicts.drop(columns=["filename", "stamp", "read"], errors="ignore")
+    verdicts = verdicts.drop(columns=["filename", "stamp"], errors="ignore")
     table = clips.rename(columns={"label": "truth"}).reset_index(drop=True).join(verdicts)
     return table.assign(label=table["probability"].round(DECIMALS))
 
@@ -170,57 +220,4 @@ def _write(output_csv: Path, rows: dict[str, dict]) -> None:
     for name, row in rows.items():
         quoted = '"' + name.replace('"', '""') + '"' if any(mark in name for mark in ',"\n\r') else name
         lines.append(f"{quoted},{row['probability']:.{DECIMALS}f}")
-    _replace(output_csv, ("\n".join(lines) + "\n").encode("utf-8", "surrogateescape"))
-
-
-def _replace(path: Path, content: bytes) -> None:
-    """Write a file atomically: a reader sees the old or the new content, never a mixture."""
-    partial = path.with_name(path.name + ".partial")
-    with _named(path):
-        partial.write_bytes(content)
-        os.replace(partial, path)
-
-
-@contextmanager
-def _named(path: Path) -> Iterator[None]:
-    """Add the file's name to a disk error; a full disk does not report it."""
-    try:
-        yield
-    except OSError as error:
-        raise OSError(error.errno, error.strerror, str(path)) from error
-
-
-# --- the check ----------------------------------------------------------------------------------------------
-def problems_of(submission: str | Path, expected: Iterable[str] | None = None) -> list[str]:
-    """Faults for which Kaggle would reject a submission: one line each, with the first affected rows.
-
-    Args:
-        expected: names of the required clips, each once; None: names are not checked against a data set.
-
-    Raises:
-        FileNotFoundError: there is no such file.
-    """
-    csv.field_size_limit(2**27)  # a field longer than that is no name
-    with open(submission, encoding="utf-8", errors="surrogateescape", newline="") as file:
-        header, *rows = list(csv.reader(file)) or [[]]
-    if header != HEADER:
-        return [f"wrong header: expected {','.join(HEADER)!r}, found {','.join(header)!r}"]
-    lines = dict(enumerate(rows, start=2))  # line numbers, if no name holds a line break
-    names = [row[0] for row in rows if len(row) == 2]
-    labels = {number: row[1] for number, row in lines.items() if len(row) == 2}
-    known = names if expected is None else list(expected)
-    found = {
-        "rows that do not have two fields": [f"row {number}: {row}" for number, row in lines.items()
-                                             if len(row) != 2],
-        "labels that are not numbers in [0, 1]": [f"row {number}: {label!r}" for number, label
-                                                  in labels.items() if not _is_probability(label)],
-        "duplicate rows": [name for name, count in Counter(names).items() if count > 1],
-        "missing rows": sorted(set(known) - set(names)),
-        "extra rows": sorted(set(names) - set(known)),
-    }
-    return [f"{len(places)} {kind}: {', '.join(places[:3])}{', …' if len(places) > 3 else ''}"
-            for kind, places in found.items() if places] or ([] if rows else ["no rows"])
-
-
-def _is_probability(label: str) -> bool:
-    return bool(NUMBER.fullmatch(label)) and 0 <= float(label) <= 1
+    disk.replace(output_csv, ("\n".join(lines) + "\n").encode("utf-8", "surrogateescape"))

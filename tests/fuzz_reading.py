@@ -1,17 +1,18 @@
-"""Mutated clips through the reading of pictures and of sound: ``python tests/fuzz_reading.py [COUNT] [--seed
-N]``.
+"""Mutated clips through the reading of pictures and of sound, and mutated files of the cache:
+``python tests/fuzz_reading.py [COUNT] [--seed N]``.
 
-Each of COUNT inputs is a small valid file with bytes changed, moved, repeated or cut out, the same for the
-same seed. What
-comes of it must be frames or samples, or a reason: no exception of another kind, no decoder that dies or
-hangs, no memory
-that grows. ``make fuzz`` runs 10,000 inputs, ``tests/test_fuzz.py`` as many as fit into some seconds.
+Each of COUNT inputs is a small valid file with bytes changed, moved, repeated or cut out, or with an extreme
+number in one of its tables; the same for the same seed. Frames, samples or an extract must come of it, or a
+reason: no exception of another kind, no decoder that dies or hangs, no memory that grows or passes 3 GiB.
+``make fuzz`` runs 10,000 inputs, ``tests/test_fuzz.py`` as many as fit into some seconds.
 """
 
 import argparse
 import itertools
 import os
 import random
+import re
+import resource
 import subprocess
 import sys
 import tempfile
@@ -25,6 +26,8 @@ from imageio_ffmpeg import get_ffmpeg_exe, get_ffmpeg_version
 from tqdm.auto import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from kaggle_utils import extraction, extracts
+from kaggle_utils.face import framing
 from kaggle_utils.media import isolation, sound, video
 
 PICTURE = ("-f", "lavfi", "-i", "testsrc2=s=64x48:r=10:d=0.8")
@@ -47,6 +50,9 @@ SEEDS = {  # files that are mutated: name, and what ffmpeg makes them of
         "-deadline",
         "realtime",
     ),
+    "table.mp4": (*SOUND, "-c:a", "pcm_s16le", "-f", "mov"),
+    "adpcm.mov": (*SOUND, "-c:a", "adpcm_ima_qt"),
+    "h264.mkv": (*PICTURE, *SOUND, "-pix_fmt", "yuv420p", "-c:a", "aac"),
     "ffv1.mkv": (*PICTURE, *SOUND, "-c:v", "ffv1", "-c:a", "flac"),
     "mjpeg.avi": (*PICTURE, *SOUND, "-c:v", "mjpeg", "-c:a", "pcm_s16le"),
     "mpeg2.ts": (*PICTURE, *SOUND, "-r", "25", "-pix_fmt", "yuv420p", "-c:v", "mpeg2video"),
@@ -58,6 +64,13 @@ SEEDS = {  # files that are mutated: name, and what ffmpeg makes them of
 # Matroska elsewhere.
 if OLD_FFMPEG := get_ffmpeg_version().startswith("7.0"):
     del SEEDS["mpeg2.ts"]
+CACHED = "cached.npz"
+# where numbers stand: boxes of MP4, elements of Matroska, headers of a ZIP archive
+TABLES = (b"stsz", b"stts", b"stsc", b"stco", b"ctts", b"elst", b"mdhd", b"mvhd", b"tkhd", b"stsd", b"trun",
+          b"tfhd", b"\x44\x89", b"\x2a\xd7\xb1", b"\xb5", b"\x9f", b"\xb0", b"\x63\xa2", b"\x1f\x43\xb6\x75",
+          b"\x1c\x53\xbb\x6b", b"PK\1\2", b"PK\3\4", b"PK\5\6", b"shape")  # fmt: skip
+EXTREMES = (0, 1, 0x7FFFFFFF, 0x80000000, 0xFFFFFFFF, 40_000_000, 0x00010000)
+MOST_MEMORY = 3 * 2**30
 INTERESTING = (0, 1, 0x7F, 0x80, 0xFF)
 # reasons that tell of a decoder's crash or hang
 CONTAINED = ("its decoder crashed", "was not decoded in", "ffmpeg did not finish", "ffmpeg crashed")
@@ -71,16 +84,25 @@ def make_seeds(folder: Path) -> dict[str, bytes]:
             check=True,
             stdin=subprocess.DEVNULL,
         )
-    return {name: (folder / name).read_bytes() for name in SEEDS}
+    crops = np.random.default_rng(0).integers(0, 255, (2, 16, 16, 3), dtype=np.uint8)
+    person = framing.FaceCrops(crops, np.zeros((2, 4)), ["detected"] * 2, np.arange(2), 0)
+    found = extraction.Extract([person], np.zeros(2), np.zeros(1600, np.float32), 16000, ["a"])
+    extracts.save_extract(folder / CACHED, found, "key")
+    return {name: (folder / name).read_bytes() for name in (*SEEDS, CACHED)}
 
 
 def mutated(content: bytes, rng: random.Random) -> bytes:
-    """One to four changes; a third of them in the first kilobyte, where headers lie."""
+    """One to four changes: some to numbers in tables, a third of the others in the first kilobyte."""
     data = bytearray(content)
     for _ in range(rng.randint(1, 4)):
         start = rng.randrange(min(len(data), 1024) if rng.random() < 0.3 else len(data))
         length = rng.choice((1, 2, 4, 8, 64, 512))
-        change = rng.randrange(6)
+        change = rng.randrange(8)
+        if change > 5:
+            table = rng.choice([name for name in TABLES if name in data] or [bytes(data[:4])])
+            places = [found.end() for found in re.finditer(re.escape(table), data)]
+            place = min(rng.choice(places) + rng.randrange(24), len(data) - 4)
+            data[place : place + 4] = rng.choice(EXTREMES).to_bytes(4, rng.choice(("big", "little")))
         if change == 0:
             data[start] ^= 1 << rng.randrange(8)
         elif change == 1:
@@ -94,6 +116,16 @@ def mutated(content: bytes, rng: random.Random) -> bytes:
         elif change == 5 and rng.random() < 0.2:
             del data[max(start, 16) :]
     return bytes(data)
+
+
+def read_cached(path: Path) -> str:
+    """What came of a file of the cache: any error makes the extract again."""
+    extracts._is_made(path, "key")
+    try:
+        extracts.load_extract(path)
+    except Exception:
+        return "refused"
+    return "read"
 
 
 def read(path: Path) -> tuple[str, str]:
@@ -143,6 +175,9 @@ def fuzz(
             name = rng.choice(list(seeds))
             path = Path(folder) / f"input{Path(name).suffix}"
             path.write_bytes(mutated(seeds[name], rng))
+            if name == CACHED:
+                outcomes.update([("cache", read_cached(path))])
+                continue
             picture, sound = read(path)
             outcomes.update([("picture", picture), ("sound", sound)])
             if kept and {picture, sound} & set(CONTAINED):
@@ -167,7 +202,11 @@ def main() -> int:
         f"memory of the reader: {np.median(memory[:tenth]):.0f} MB in the first tenth, {np.median(memory[-tenth:]):.0f} MB in "
         f"the last, {max(memory):.0f} MB at most"
     )
-    return int(any(outcome in CONTAINED for _, outcome in outcomes))
+    largest = [resource.getrusage(whose).ru_maxrss / 1024
+               for whose in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    print(f"at most {largest[0]:.0f} MiB in this process, {largest[1]:.0f} MiB in a child")
+    too_much = (largest[0] + 2 * largest[1]) * 2**20 > MOST_MEMORY  # the reader and ffmpeg
+    return int(too_much or any(outcome in CONTAINED for _, outcome in outcomes))
 
 
 if __name__ == "__main__":

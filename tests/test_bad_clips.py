@@ -18,13 +18,13 @@ import pytest
 from fuzz_reading import OLD_FFMPEG
 from helpers import ffmpeg
 
-from kaggle_utils import blocks
+from kaggle_utils.check import problems_of
 from kaggle_utils.datasets import dfdc
 from kaggle_utils.detector import Detector
-from kaggle_utils.face import networks as face_networks
 from kaggle_utils.fusion import rules
-from kaggle_utils.submission import problems_of
-from kaggle_utils.voice import networks as voice_networks
+from recipes import blocks
+from recipes.face import networks as face_networks
+from recipes.voice import networks as voice_networks
 
 Maker = Callable[[Path, Path], None]  # (file to make, folder of sources)
 FACE, PART, NOTHING = "a face", "no face", "nothing"  # what is seen

@@ -14,7 +14,7 @@ import pytest
 from helpers import clip_facts, ffmpeg
 from scipy import signal
 
-from kaggle_utils import Detector, Verdict, extraction
+from kaggle_utils import Detector, Verdict, extraction, extracts
 from kaggle_utils.__main__ import draw, summary
 from kaggle_utils.datasets import babble, dfdc
 from kaggle_utils.datasets.drawing import Person
@@ -144,8 +144,8 @@ def test_a_folder_is_scored_like_its_clips(detector, damaged):
 
 def test_a_cached_extract_gives_the_same_verdict(detector, clips, tmp_path):
     path = clips["path"].iloc[0]
-    extraction.save_extract(tmp_path / "clip.npz", extraction.extract(path, detector.finder))
-    verdict, people = detector.examine_extract(path, extraction.load_extract(tmp_path / "clip.npz"))
+    extracts.save_extract(tmp_path / "clip.npz", extraction.extract(path, detector.finder))
+    verdict, people = detector.examine_extract(path, extracts.load_extract(tmp_path / "clip.npz"))
     fresh = detector.predict(path)
     assert (verdict.probability, verdict.face, verdict.voice) == (fresh.probability, fresh.face, fresh.voice)
     assert len(people) == len(verdict.tracks) and verdict.frames[0]["time_s"] == fresh.frames[0]["time_s"]

@@ -9,7 +9,8 @@ from collections import OrderedDict
 import numpy as np
 import pytest
 
-from kaggle_utils import blocks, storage
+from kaggle_utils import storage
+from recipes import blocks
 from recipes.face import efficientnet
 
 

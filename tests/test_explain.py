@@ -15,11 +15,12 @@ from helpers import clip_facts, clip_mask
 from keras import layers
 
 from conftest import ROOT
-from kaggle_utils import blocks, explain, storage
+from kaggle_utils import explain, storage
 from kaggle_utils.datasets.drawing import blend_mask
 from kaggle_utils.face import detection, framing
 from kaggle_utils.kaggle import paths
 from kaggle_utils.media import video
+from recipes import blocks
 
 RNG = np.random.default_rng(0)
 

@@ -14,6 +14,7 @@ import pandas as pd
 import pytest
 from fuzz_reading import OLD_FFMPEG
 from helpers import clip_facts, ffmpeg
+from stubs import one_by_one
 
 from kaggle_utils import extraction
 from kaggle_utils.datasets import dfdc
@@ -486,7 +487,7 @@ def test_hurried_rows_are_scored_again_without_hurry(tmp_path):
     clips = pd.DataFrame({"filename": ["a.mp4", "b.mp4"], "path": None, "label": None})
     calls = []
 
-    def predict(name, path, frames, following):
+    def predict(name, path, frames):
         calls.append(name)
         return {"probability": 0.9, "warnings": []} | (
             {"read": 3} if name == "a.mp4" and len(calls) < 3 else {}
@@ -496,7 +497,7 @@ def test_hurried_rows_are_scored_again_without_hurry(tmp_path):
         calls.clear()
         score_clips(
             clips,
-            predict,
+            one_by_one(predict),
             tmp_path / "out.csv",
             lambda *_: {"probability": 0.5, "warnings": []},
             key,

@@ -5,12 +5,13 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from kaggle_utils import blocks, metrics
-from kaggle_utils.face import networks as face_networks
-from kaggle_utils.fusion import networks as fusion_networks
+from kaggle_utils import metrics
 from kaggle_utils.fusion import rules
+from recipes import blocks
 from recipes.face import data as face_data
 from recipes.face import landmarks
+from recipes.face import networks as face_networks
+from recipes.fusion import networks as fusion_networks
 from recipes.fusion import training as fusion_training
 from recipes.fusion.training import Embeddings
 

@@ -17,8 +17,10 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+from stubs import one_by_one
 
-from kaggle_utils.submission import FRAME_LADDER, problems_of, score_clips
+from kaggle_utils.check import problems_of
+from kaggle_utils.submission import FRAME_LADDER, score_clips
 
 ROOT = Path(__file__).resolve().parents[1]
 KILLS = int(os.environ.get("DEEPFAKE_KILLS", "20"))
@@ -42,13 +44,13 @@ def table_of(count: int) -> pd.DataFrame:
 def score_slowly(folder: Path) -> None:
     """A run that notes each clip in ``calls`` before it scores it."""
 
-    def predict(name, path, frames, following):
+    def predict(name, path, frames):
         with open(folder / "calls", "a") as calls:
             calls.write(f"{name}\n")
         time.sleep(0.002)
         return {"probability": probability_of(name), "warnings": []}
 
-    score_clips(table_of(CLIPS), predict, folder / "out.csv", unscored, "stub", progress=False)
+    score_clips(table_of(CLIPS), one_by_one(predict), folder / "out.csv", unscored, "stub", progress=False)
 
 
 def finished_of(output: Path) -> list[str]:
@@ -92,45 +94,45 @@ def lines_of(path: Path) -> list[str]:
 
 
 def test_a_clip_whose_scoring_fails_keeps_the_prior_says_why_and_is_tried_again(tmp_path, capsys):
-    def fails(name, path, frames, following):
+    def fails(name, path, frames):
         if name == "0001.mp4":
             raise RuntimeError("no memory on the device")
         return {"probability": 0.9, "warnings": []}
 
-    table = score_clips(table_of(3), fails, tmp_path / "out.csv", unscored, "stub", progress=False)
+    table = score_clips(table_of(3), one_by_one(fails), tmp_path / "out.csv", unscored, "stub", progress=False)
     assert table["label"].tolist() == [0.9, 0.5, 0.9]
     assert table["warnings"][1] == ["RuntimeError: no memory on the device"]
     assert "0001.mp4 keeps the prior: RuntimeError: no memory on the device" in capsys.readouterr().out
     called = []
 
-    def works(name, path, frames, following):
+    def works(name, path, frames):
         called.append(name)
         return {"probability": 0.1, "warnings": []}
 
-    table = score_clips(table_of(3), works, tmp_path / "out.csv", unscored, "stub", progress=False)
+    table = score_clips(table_of(3), one_by_one(works), tmp_path / "out.csv", unscored, "stub", progress=False)
     assert called == ["0001.mp4"] and table["label"].tolist() == [0.9, 0.1, 0.9]
 
 
 def test_a_failure_on_every_clip_is_not_the_clips_fault(tmp_path):
-    def fails(name, path, frames, following):
+    def fails(name, path, frames):
         raise RuntimeError("no driver")
 
     with pytest.raises(RuntimeError, match="no driver"):
-        score_clips(table_of(5), fails, tmp_path / "out.csv", unscored, "stub", progress=False)
+        score_clips(table_of(5), one_by_one(fails), tmp_path / "out.csv", unscored, "stub", progress=False)
     assert problems_of(tmp_path / "out.csv", table_of(5)["filename"]) == []
 
 
 def test_a_budget_of_seconds_is_kept_by_fewer_frames_and_then_the_prior(tmp_path):
     read, seconds = [], 3.0
 
-    def predict(name, path, frames, following):
+    def predict(name, path, frames):
         read.append(frames)
         time.sleep(0.01 * frames)
         return {"probability": 0.9, "warnings": []}
 
     started = time.monotonic()
     table = score_clips(
-        table_of(300), predict, tmp_path / "out.csv", unscored, "stub", seconds / 3600, progress=False
+        table_of(300), one_by_one(predict), tmp_path / "out.csv", unscored, "stub", seconds / 3600, progress=False
     )
     assert time.monotonic() - started < seconds + 0.5
     assert list(dict.fromkeys(read)) == list(FRAME_LADDER)
@@ -153,13 +155,14 @@ class Detector:
     def load(cls, folder, prior):
         return cls()
 
-    def predict_folder(self, folder, output, hours):
-        def predict(name, path, frames, following):
-            time.sleep(seconds)
-            return unscored(name, "x" * 500)
+    def predict_folder(self, folder, output, hours, **_):
+        def run(asks):
+            for ask in asks:
+                time.sleep(seconds)
+                yield ask, unscored(ask.filename, "x" * 500)
         def unscored(name, reason):
             return {"probability": 0.25, "face": None, "voice": None, "warnings": [reason]}
-        return submission.score_clips(dfdc.clips_to_score(folder), predict, output, unscored, "stub", hours, False)
+        return submission.score_clips(dfdc.clips_to_score(folder), run, output, unscored, "stub", hours, False)
 
 sys.modules["kaggle_utils.detector"] = types.SimpleNamespace(Detector=Detector)
 __main__.draw = lambda table, output: {}
@@ -208,12 +211,11 @@ def test_a_full_disk_is_one_line_and_the_run_goes_on_after_it(predict, tmp_path)
     assert len(finished_of(tmp_path / "full.csv")) == 10
 
 
-@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is always full")
+@needs_posix
 def test_a_disk_that_is_full_from_the_start_is_one_line(predict, tmp_path):
-    (tmp_path / "out.csv.journal.partial").symlink_to("/dev/full")
-    run = predict(tmp_path / "out.csv")
-    assert run.communicate()[1] == f"error: {tmp_path / 'out.csv.journal'}: No space left on device\n"
-    assert run.returncode == 1
+    run = predict(tmp_path / "out.csv", limit=10)
+    assert run.communicate()[1] == f"error: {tmp_path / 'out.csv.journal'}: File too large\n"
+    assert run.returncode == 1 and not list(tmp_path.glob("*.deepfake-*"))
 
 
 def test_a_folder_that_cannot_be_written_is_one_line(predict, tmp_path):
@@ -227,7 +229,7 @@ def test_a_folder_that_cannot_be_written_is_one_line(predict, tmp_path):
 def test_a_read_only_folder_is_one_line(predict, tmp_path):
     (tmp_path / "closed").mkdir(mode=0o500)
     run = predict(tmp_path / "closed" / "out.csv")
-    assert run.communicate()[1] == f"error: {tmp_path / 'closed' / 'out.csv.journal'}: Permission denied\n"
+    assert run.communicate()[1] == f"error: {tmp_path / 'closed' / 'out.csv'}: Permission denied\n"
 
 
 @needs_posix

@@ -17,11 +17,12 @@ import pytest
 
 import conftest
 from conftest import ROOT
-from kaggle_utils import blocks, storage
-from kaggle_utils.face import networks as face_networks
+from kaggle_utils import storage
 from kaggle_utils.kaggle import paths
 from kaggle_utils.kaggle import push as kaggle_push
-from kaggle_utils.voice import networks as voice_networks
+from recipes import blocks
+from recipes.face import networks as face_networks
+from recipes.voice import networks as voice_networks
 
 # Kaggle's two layouts, and within the later one other things than a data set that may hold the package: where
 # a thing called

@@ -12,11 +12,13 @@ import keras
 import numpy as np
 import pytest
 
-from kaggle_utils import blocks, storage
-from kaggle_utils.face import networks as face_networks
-from kaggle_utils.fusion import networks as fusion_networks
+from kaggle_utils import storage
 from kaggle_utils.kaggle.paths import research_data
-from kaggle_utils.voice import networks as voice_networks
+from kaggle_utils.voice import layers as voice_layers
+from recipes import blocks
+from recipes.face import networks as face_networks
+from recipes.fusion import networks as fusion_networks
+from recipes.voice import networks as voice_networks
 
 
 @pytest.fixture(autouse=True)
@@ -106,7 +108,7 @@ def test_voice_cnn(as_run, parameters):
 
 def test_pooling_of_the_voice_cnn():
     x = np.random.default_rng(0).normal(size=(1, 50, 2)).astype("float32")
-    smallest = np.asarray(voice_networks.MinPooling1D(10)(x))
+    smallest = np.asarray(voice_layers.MinPooling1D(10)(x))
     expected = [x[:, max(0, i - 4) : i + 6].min(axis=1) for i in range(50)]
     np.testing.assert_allclose(smallest, np.stack(expected, axis=1))
 
@@ -252,11 +254,11 @@ def chirp():
 def test_mel_filter_bank():
     librosa = pytest.importorskip("librosa")
     theirs = librosa.filters.mel(sr=16000, n_fft=512, n_mels=80, htk=True, norm=None)
-    np.testing.assert_allclose(voice_networks.filter_bank("mel", 80, 16000, 512).T, theirs, atol=1e-5)
+    np.testing.assert_allclose(voice_layers.filter_bank("mel", 80, 16000, 512).T, theirs, atol=1e-5)
 
 
 def test_linear_filter_bank_sums_to_one_between_the_outer_centres():
-    bank = voice_networks.filter_bank("lfcc", 40, 16000, 512)
+    bank = voice_layers.filter_bank("lfcc", 40, 16000, 512)
     np.testing.assert_allclose(bank[7:-7].sum(axis=1), 1, atol=1e-5)
 
 
@@ -264,15 +266,15 @@ def test_log_spectrograms():
     """Against librosa's STFT and scipy's DCT."""
     librosa, fft = pytest.importorskip("librosa"), pytest.importorskip("scipy.fft")
     power = np.abs(librosa.stft(chirp(), n_fft=512, hop_length=160, pad_mode="reflect").T) ** 2
-    mel = power @ voice_networks.filter_bank("mel", 80, 16000, 512)
-    linear = power @ voice_networks.filter_bank("lfcc", 40, 16000, 512)
+    mel = power @ voice_layers.filter_bank("mel", 80, 16000, 512)
+    linear = power @ voice_layers.filter_bank("lfcc", 40, 16000, 512)
     expected = {
         "linear": np.log(power + 1e-6),
         "mel": np.log(mel + 1e-6),
         "lfcc": fft.dct(np.log(linear + 1e-6), norm="ortho"),
     }
     for kind, values in expected.items():
-        layer = voice_networks.LogSpectrogram(kind, bands=values.shape[1], standardize="none")
+        layer = voice_layers.LogSpectrogram(kind, bands=values.shape[1], standardize="none")
         found = np.asarray(layer(chirp()[None]))
         assert found.shape == layer.compute_output_shape((1, 16000)) == (1, *values.shape, 1)
         assert np.abs(found[0, ..., 0] - values).max() < 0.01
@@ -280,7 +282,7 @@ def test_log_spectrograms():
 
 def test_standardized_spectrogram_ignores_the_level():
     loud, soft = (
-        np.asarray(voice_networks.LogSpectrogram(floor=1e-12)(chirp()[None] * x)) for x in (1.0, 0.5)
+        np.asarray(voice_layers.LogSpectrogram(floor=1e-12)(chirp()[None] * x)) for x in (1.0, 0.5)
     )
     np.testing.assert_allclose(loud, soft, atol=0.01)
     np.testing.assert_allclose(loud.mean(axis=1), 0, atol=1e-3)
@@ -288,7 +290,7 @@ def test_standardized_spectrogram_ignores_the_level():
 
 
 def test_spec_augment_hides_in_training_alone():
-    layer, x = voice_networks.SpecAugment(0.2, 0.2, seed=1), np.ones((8, 100, 50, 1), "float32")
+    layer, x = voice_layers.SpecAugment(0.2, 0.2, seed=1), np.ones((8, 100, 50, 1), "float32")
     assert np.asarray(layer(x, training=False)).all()
     hidden = 1 - np.asarray(layer(x, training=True)).mean(axis=(1, 2, 3))
     assert (hidden <= 1 - 0.6 * 0.6 + 0.1).all() and len(set(hidden)) > 4

@@ -53,9 +53,9 @@ def test_training_imports_need_no_tensorflow():
         for name in (
             "recipes.face.training",
             "recipes.voice.training",
-            "kaggle_utils.face.networks",
-            "kaggle_utils.voice.networks",
-            "kaggle_utils.fusion.networks",
+            "recipes.face.networks",
+            "recipes.voice.networks",
+            "recipes.fusion.networks",
             "recipes.face.augment",
             "recipes.face.data",
             "recipes.voice.data",

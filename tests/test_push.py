@@ -267,7 +267,7 @@ def test_push_all(kaggle, push):
     bodies = {body["slug"]: body for body in kaggle.bodies("SaveKernel")}
     feeding = {
         "06_fusion_training": ["04-face-inception", "05-voice-inception"],
-        "07_fusion_inference": ["06-fusion-training"],
+        "07_fusion_inference": ["02-face-cropping", "06-fusion-training"],
     }
     assert len(bodies) == len(NAMES)
     for name in NAMES:

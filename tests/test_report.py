@@ -1,19 +1,22 @@
 """The page of one clip: complete, escaped, alone, small, and right about who and what it shows."""
 
+import base64
+import copy
 import re
 import shutil
-import subprocess
+from dataclasses import replace
 from html.parser import HTMLParser
 
 import numpy as np
 import pytest
+from browser import addresses, browser
 from helpers import clip_facts
 
 from kaggle_utils import report
 from kaggle_utils.__main__ import main
 
 EVIL = "<img src=a.example onerror=alert(1)>&\"'{{7*7}}.mp4"
-VOID = {"meta", "img", "br"}
+VOID = {"meta", "img", "br", "input"}
 
 
 class Page(HTMLParser):
@@ -142,7 +145,8 @@ def test_without_a_face_the_voice_alone_decides(miniature, detector):
     found = report.study(clip_with(miniature, people=0), detector)
     page = checked(report.page(found))
     assert found.people == [] and found.voice is not None
-    assert "No face was found." in page.text and "the voice alone decides" in page.text
+    assert "No face was judged. No face found in 10 frames, the voice alone decides." in page.text
+    assert page.text.index("No face was judged.") < page.text.index("The voice over time")
     assert found.zone == report.zone_of(found.verdict.voice)
 
 
@@ -150,7 +154,37 @@ def test_without_a_voice_the_face_alone_decides(miniature, detector):
     found = report.study(clip_with(miniature, sound=False), detector)
     page = checked(report.page(found))
     assert found.voice is None and len(found.people) == 1
-    assert "no sound track" in page.text and "The voice over time" not in page.text
+    assert "not judged: No sound track" in page.text and "The voice over time" not in page.text
+
+
+def test_one_person_comes_first_and_the_quality_has_its_line(miniature, detector):
+    stages = []
+    found = report.study(clip_with(miniature, people=1, sound=True), detector, stages.append)
+    page = checked(report.page(found))
+    assert stages == list(report.STAGES[:-1])
+    assert page.of("img")[0]["alt"].startswith("The face at ")
+    assert "Person A" not in page.text, "there is no other"
+    assert found.quality and found.quality in page.text
+    record = report.record(found)
+    assert record["word"] == found.zone.name and record["sha256"] in page.text
+    assert record["probability"] == found.verdict.probability
+
+
+def test_progress_may_stop_the_analysis(miniature, detector):
+    def stop(stage):
+        if stage == "faces":
+            raise InterruptedError(stage)
+
+    with pytest.raises(InterruptedError):
+        report.study(clip_with(miniature, people=0), detector, stop)
+
+
+def test_sampled_frames_are_counted_only_where_some_were_left_out(two_people):
+    total = two_people.clip.info.frame_count
+    assert f"{total - report.SAMPLED} of the clip's {total} frames" in " ".join(report.left_out(two_people))
+    whole = copy.copy(two_people)
+    whole.clip = replace(two_people.clip, info=replace(two_people.clip.info, frame_count=report.SAMPLED))
+    assert "frames:" not in " ".join(report.left_out(whole))
 
 
 def test_of_a_damaged_clip_nothing_is_claimed(miniature, detector, tmp_path):
@@ -180,30 +214,48 @@ def test_command_line_names_a_missing_clip(tmp_path, capsys):
     assert "none.mp4: expected a clip" in capsys.readouterr().err
 
 
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-
-
-@pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium")
 @pytest.mark.parametrize("width", [1280, 390])
 def test_chromium_shows_it_and_complains_of_nothing(two_people, tmp_path, width):
-    page, picture = tmp_path / "page.html", tmp_path / "page.png"
+    page = tmp_path / "page.html"
     page.write_text(report.page(two_people), encoding="utf-8")
-    done = subprocess.run(
-        [
-            CHROMIUM,
-            "--headless=new",
-            "--no-sandbox",
-            "--disable-gpu",
-            "--enable-logging=stderr",
-            "--v=0",
-            f"--user-data-dir={tmp_path}/profile",
-            f"--window-size={width},2000",
-            f"--screenshot={picture}",
-            page.as_uri(),
-        ],
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
-    assert "CONSOLE" not in done.stderr
-    assert picture.stat().st_size > 100_000
+    with browser(tmp_path, width) as window:
+        addresses(window)
+        window.get(page.as_uri())
+        assert window.get_log("browser") == []
+        assert {place.partition(":")[0] for place in addresses(window)} <= {"file", "data", "chrome"}
+        assert window.execute_script("return document.documentElement.scrollWidth <= innerWidth")
+        assert window.execute_script(
+            "return [...document.images].every(image => image.complete && image.naturalWidth > 0)"
+        )
+
+
+def test_it_prints_on_a4(two_people, tmp_path):
+    """Nothing is wider than the sheet, and no picture or chart is cut by its end."""
+    page = tmp_path / "page.html"
+    page.write_text(report.page(two_people), encoding="utf-8")
+    with browser(tmp_path, 1280) as window:
+        window.get(page.as_uri())
+        sheet = {"paperWidth": 8.27, "paperHeight": 11.69, "printBackground": True}
+        printed = base64.b64decode(window.execute_cdp_cmd("Page.printToPDF", sheet)["data"])
+        sizes = re.findall(rb"/MediaBox\s*\[\s*0 0 ([\d.]+) ([\d.]+)", printed)
+        assert {(round(float(width)), round(float(height))) for width, height in sizes} <= {
+            (595, 842),
+            (594, 842),
+            (596, 842),
+        }
+        assert 2 <= len(sizes) <= 8
+        window.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": "print"})
+        window.execute_cdp_cmd(
+            "Emulation.setDeviceMetricsOverride",
+            {"width": 718, "height": 1047, "deviceScaleFactor": 1, "mobile": False},
+        )  # A4 at 96 dpi without Chromium's margins of 1 cm
+        assert window.execute_script("return document.documentElement.scrollWidth") <= 718
+        tall = window.execute_script(
+            "return [...document.querySelectorAll('.chart, .pair, figure')].map(x => x.offsetHeight)"
+        )
+        assert tall and max(tall) < 1047
+        kept = window.execute_script(
+            "return [...document.querySelectorAll('.chart, .pair, .seen')]"
+            ".map(x => getComputedStyle(x).breakInside)"
+        )
+        assert set(kept) == {"avoid"}

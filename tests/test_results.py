@@ -9,7 +9,7 @@ import pytest
 from conftest import ROOT
 from kaggle_utils import results
 
-TEXTS = [ROOT / "README.md", *sorted((ROOT / "models").glob("*.md"))]
+TEXTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), *sorted((ROOT / "models").glob("*.md"))]
 FIGURE = re.compile(r"(?<![\d.])[01]\.\d{3}(?!\d)")
 CONSTANTS = {"0.693", "0.709"}  # ln 2, the cost of answering 0.5; the step of MTCNN's pyramid
 

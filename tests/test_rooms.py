@@ -11,9 +11,10 @@ from conftest import ROOT
 # From the ground floor up. A room may import from its own floor only where the row says so, and never from
 # above.
 FLOORS = [
-    ["metrics", "kaggle.paths", "results"],
-    ["blocks", "face.networks", "voice.networks", "fusion.networks", "storage"],
-    ["media.files", "media.video", "media.isolation", "media.sound"],
+    ["disk", "check", "metrics", "kaggle.paths", "results"],
+    ["blocks", "voice.layers", "storage"],
+    ["media.children", "media.files", "media.video", "media.isolation", "media.sound"],
+    ["spread"],
     ["datasets.drawing", "datasets.babble", "datasets.miniature", "datasets.dfdc"],
     [
         "face.detection",
@@ -23,9 +24,10 @@ FLOORS = [
     ],
     ["voice.speech", "voice.signal"],
     ["fusion.rules"],
-    ["extraction", "submission"],
+    ["extraction", "extracts", "submission", "scoring"],
     ["detector"],
-    ["plots", "explain", "report", "kaggle.push"],
+    ["plots", "tables", "explain", "pictures", "report", "overview"],
+    ["app.session", "app.desk", "app.server", "kaggle.push"],
     ["__main__"],
 ]
 ORDER = {room: (floor, place) for floor, rooms in enumerate(FLOORS) for place, room in enumerate(rooms)}

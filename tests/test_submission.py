@@ -2,9 +2,11 @@
 
 import pandas as pd
 import pytest
+from stubs import one_by_one
 
 from kaggle_utils.__main__ import main
-from kaggle_utils.submission import FRAME_LADDER, Journal, TimeGuard, problems_of, score_clips
+from kaggle_utils.check import problems_of
+from kaggle_utils.submission import FRAME_LADDER, Journal, TimeGuard, score_clips
 
 
 @pytest.fixture
@@ -19,12 +21,12 @@ def unscored(name, reason):
     return {"probability": 0.3, "warnings": [f"{name}: {reason}"]}
 
 
-def stub(name, path, frames, following):
+def stub(name, path, frames):
     return {"probability": len(name) / 100, "warnings": []}
 
 
 def test_every_clip_has_its_row_with_five_decimals(clips, tmp_path):
-    table = score_clips(clips, stub, tmp_path / "out.csv", unscored, "x", progress=False)
+    table = score_clips(clips, one_by_one(stub), tmp_path / "out.csv", unscored, "x", progress=False)
     written = pd.read_csv(tmp_path / "out.csv")
     assert written["filename"].tolist() == clips["filename"].tolist()
     assert written["label"].tolist() == pytest.approx([len(name) / 100 for name in clips["filename"]])
@@ -33,50 +35,50 @@ def test_every_clip_has_its_row_with_five_decimals(clips, tmp_path):
 
 
 def test_the_file_is_complete_before_the_first_clip_is_done(clips, tmp_path):
-    def look(name, path, frames, following):
+    def look(name, path, frames):
         assert len(pd.read_csv(tmp_path / "out.csv")) == len(clips)
-        return stub(name, path, frames, following)
+        return stub(name, path, frames)
 
-    score_clips(clips, look, tmp_path / "out.csv", unscored, "x", progress=False)
+    score_clips(clips, one_by_one(look), tmp_path / "out.csv", unscored, "x", progress=False)
 
 
 def test_a_stopped_run_goes_on_and_ends_with_the_same_bytes(clips, tmp_path):
-    score_clips(clips, stub, tmp_path / "whole.csv", unscored, "x", progress=False)
+    score_clips(clips, one_by_one(stub), tmp_path / "whole.csv", unscored, "x", progress=False)
     seen = []
 
-    def stops(name, path, frames, following):
+    def stops(name, path, frames):
         if len(seen) == 2:
             raise KeyboardInterrupt
         seen.append(name)
-        return stub(name, path, frames, following)
+        return stub(name, path, frames)
 
     with pytest.raises(KeyboardInterrupt):
-        score_clips(clips, stops, tmp_path / "out.csv", unscored, "x", progress=False)
+        score_clips(clips, one_by_one(stops), tmp_path / "out.csv", unscored, "x", progress=False)
     with (tmp_path / "out.csv.journal").open("ab") as journal:
         journal.write(b'{"filename": "d.mp4", "probab')  # torn by a kill
 
-    def goes_on(name, path, frames, following):
+    def goes_on(name, path, frames):
         assert name not in seen
-        return stub(name, path, frames, following)
+        return stub(name, path, frames)
 
-    score_clips(clips, goes_on, tmp_path / "out.csv", unscored, "x", progress=False)
+    score_clips(clips, one_by_one(goes_on), tmp_path / "out.csv", unscored, "x", progress=False)
     assert (tmp_path / "out.csv").read_bytes() == (tmp_path / "whole.csv").read_bytes()
 
 
 def test_a_clip_that_was_replaced_under_its_name_is_scored_again(clips, tmp_path):
     (tmp_path / "a.mp4").write_bytes(b"first")
-    score_clips(clips, stub, tmp_path / "out.csv", unscored, "x", progress=False)
+    score_clips(clips, one_by_one(stub), tmp_path / "out.csv", unscored, "x", progress=False)
     (tmp_path / "a.mp4").write_bytes(b"another")
     seen = []
 
-    def sees(name, path, frames, following):
+    def sees(name, path, frames):
         seen.append(name)
         return {"probability": 0.9, "warnings": []}
 
-    table = score_clips(clips, sees, tmp_path / "out.csv", unscored, "x", progress=False)
+    table = score_clips(clips, one_by_one(sees), tmp_path / "out.csv", unscored, "x", progress=False)
     assert seen == ["a.mp4"] and table["label"].tolist()[:2] == [0.9, 0.07] and "stamp" not in table
     assert len(
-        score_clips(clips, sees, tmp_path / "out.csv", unscored, "x", progress=False)
+        score_clips(clips, one_by_one(sees), tmp_path / "out.csv", unscored, "x", progress=False)
     ) == 4 and seen == ["a.mp4"]
 
 
@@ -106,7 +108,7 @@ def test_no_budget_keeps_all_frames():
 
 
 def test_what_the_budget_leaves_out_keeps_the_prior(clips, tmp_path):
-    table = score_clips(clips, stub, tmp_path / "out.csv", unscored, "x", hours=-1, progress=False)
+    table = score_clips(clips, one_by_one(stub), tmp_path / "out.csv", unscored, "x", hours=-1, progress=False)
     assert (table["label"] == 0.3).all()
 
 
@@ -164,7 +166,7 @@ def test_without_a_data_set_names_are_not_compared(tmp_path):
 
 
 def test_what_was_written_passes_the_check(clips, tmp_path, capsys, miniature):
-    score_clips(clips, stub, tmp_path / "out.csv", unscored, "x", progress=False)
+    score_clips(clips, one_by_one(stub), tmp_path / "out.csv", unscored, "x", progress=False)
     assert problems_of(tmp_path / "out.csv", clips["filename"]) == []
     assert main(["check", str(tmp_path / "out.csv")]) == 0
     assert capsys.readouterr().out == f"{tmp_path / 'out.csv'}: valid, names not checked (no --data)\n"
@@ -176,7 +178,7 @@ def test_what_was_written_passes_the_check(clips, tmp_path, capsys, miniature):
 
 
 def test_the_check_fails_by_its_exit_code(clips, tmp_path, capsys, miniature):
-    score_clips(clips, stub, tmp_path / "out.csv", unscored, "x", progress=False)
+    score_clips(clips, one_by_one(stub), tmp_path / "out.csv", unscored, "x", progress=False)
     assert main(["check", str(tmp_path / "out.csv"), "--data", str(miniature)]) == 1
     message = capsys.readouterr().err
     assert (

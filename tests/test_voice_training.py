@@ -8,8 +8,9 @@ import pytest
 from scipy import signal
 from scipy.io import wavfile
 
-from kaggle_utils import blocks, storage
+from kaggle_utils import storage
 from kaggle_utils.kaggle.paths import models_folder
+from recipes import blocks
 from recipes.voice import augment, channels, corpus
 from recipes.voice import data as voice_data
 from recipes.voice import evaluation as voice_evaluation

@@ -63,8 +63,8 @@ def _formants(source: np.ndarray, frequencies: tuple[float, ...]) -> np.ndarray:
     return np.fft.irfft(np.fft.rfft(source, length) * response, length)[:len(source)]
 
 
-def resynthesize(samples: np.ndarray, seed: int = 0) -> np.ndarray:
-    """A crude vocoder: keep 48 mel bands, discard the phase and estimate it (Griffin and Lim, 1984).
+def resynthesize(samples: np.ndarray, seed: int = 0, bands: int = 48) -> np.ndarray:
+    """A crude vocoder: keep ``bands`` mel bands, discard the phase and estimate it (Griffin and Lim, 1984).
 
     Args:
         samples: (T,) at 16 kHz.
@@ -73,7 +73,7 @@ def resynthesize(samples: np.ndarray, seed: int = 0) -> np.ndarray:
     from scipy import signal
 
     transform = signal.ShortTimeFFT(signal.get_window("hann", 512), hop=128, fs=SOUND_RATE)
-    mel = librosa.filters.mel(sr=SOUND_RATE, n_fft=512, n_mels=48)
+    mel = librosa.filters.mel(sr=SOUND_RATE, n_fft=512, n_mels=bands)
     magnitude = np.maximum(np.linalg.pinv(mel) @ (mel @ np.abs(transform.stft(samples))), 0)
     phase = np.exp(2j * np.pi * np.random.default_rng(seed).random(magnitude.shape))
     for _ in range(12):

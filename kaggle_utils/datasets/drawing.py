@@ -100,6 +100,17 @@ def self_blend(image: np.ndarray, ellipse: tuple[float, ...], rng: np.random.Gen
     return blended
 
 
+def random_person(rng: np.random.Generator, index: int) -> Person:
+    """A person at random; those of odd ``index`` face the other way."""
+    tone = rng.uniform(0.62, 1.05)
+    return Person(
+        mirror=bool(index % 2), width=float(rng.uniform(0.92, 1.1)), jaw=float(rng.uniform(-0.12, 0.12)),
+        skin=tuple(float(gain) for gain in tone * rng.uniform((0.98, 0.94, 0.88), (1.03, 1.02, 1.05))),
+        hair=tuple(float(gain) for gain in rng.uniform(0.25, 1.15) * rng.uniform(0.85, 1.1, 3)),
+        clothes=int(rng.integers(0, 360)), pitch=float(rng.uniform(95, 230)),
+        tract=float(rng.uniform(0.88, 1.15)))
+
+
 # --- picture ------------------------------------------------------------------------------------------------
 @cache
 def portrait() -> np.ndarray:
@@ -233,3 +244,20 @@ def _ball(room: np.ndarray, time_s: float) -> np.ndarray:
     centre = (int(width * (0.5 + 0.3 * np.sin(2 * time_s))),
               int(height * (0.75 - 0.2 * abs(np.sin(4 * time_s)))))
     return cv2.circle(room.copy(), centre, height // 12, (200, 60, 40), -1, cv2.LINE_AA)
+
+
+def face_pair(person: Person, scene: int, size: int = 224) -> tuple[np.ndarray, np.ndarray]:
+    """A real face and its self-blended fake, in the same picture: uint8 RGB (size, size, 3) each.
+
+    The crop is about the tight square that :mod:`kaggle_utils.face.framing` cuts, with some jitter.
+    """
+    plan = Clip("", "", scene, (640, 360), fps=25, seconds=0.04, people=(person,))
+    rng = np.random.default_rng((scene, 0))
+    track = poses(plan, rng, rng.uniform(0, 3, 1))
+    x, y, _, half_height, _ = face_ellipse(track[0][0], person)
+    side = half_height * rng.uniform(1.5, 1.75)
+    corner = np.array([x, y + 0.17 * half_height]) + rng.uniform(-0.05, 0.05, 2) * half_height - side / 2
+    cut = np.array([[size / side, 0, -corner[0] * size / side], [0, size / side, -corner[1] * size / side]])
+    real = next(clip_frames(plan, rng.uniform(0, 1, 1), track))
+    fake = self_blend(real, face_ellipse(track[0][0], person), rng)
+    return tuple(cv2.warpAffine(image, cut, (size, size), flags=cv2.INTER_AREA) for image in (real, fake))

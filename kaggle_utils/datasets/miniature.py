@@ -22,7 +22,7 @@ import numpy as np
 from tqdm.auto import tqdm
 
 from .babble import SOUND_RATE, resynthesize, speak
-from .drawing import Clip, Person, clip_frames, face_ellipse, portrait, poses
+from .drawing import Clip, Person, clip_frames, face_ellipse, portrait, poses, random_person
 
 VERSION = 3
 MARK = "miniature.json"
@@ -72,7 +72,7 @@ def _make(folder: Path, seed: int, progress: bool) -> None:
         (folder / name).mkdir(parents=True)
     portrait()  # cache it before the threads need it
     with ThreadPoolExecutor(2) as pool:
-        made = list(tqdm(pool.map(lambda clip: _write_clip(clip, folder), clips), "miniature", len(clips),
+        made = list(tqdm(pool.map(lambda clip: write_clip(clip, folder), clips), "miniature", len(clips),
                          unit="clip", disable=not progress))
     train = [clip for clip in clips if clip.folder == "train_sample_videos"]
     test = sorted((clip for clip in clips if clip.folder == "test_videos"), key=lambda clip: clip.name)
@@ -89,7 +89,7 @@ def plan(seed: int) -> list[Clip]:
     """The clips of a seed: names, sizes and lengths are random, the cases are always the same."""
     rng = np.random.default_rng(seed)
     names = iter(_names(rng, 16))
-    people = [_draw_person(rng, index) for index in range(6)]
+    people = [random_person(rng, index) for index in range(6)]
 
     def clip(folder: str, *who: int, **case) -> Clip:
         drawn = {"size": SIZES[rng.integers(len(SIZES))], "fps": int(rng.choice((15, 20, 24, 25))),
@@ -118,16 +118,6 @@ def _names(rng: np.random.Generator, count: int) -> list[str]:
     return ["".join(rng.choice(letters, 10)) + ".mp4" for _ in range(count)]
 
 
-def _draw_person(rng: np.random.Generator, index: int) -> Person:
-    tone = rng.uniform(0.62, 1.05)
-    return Person(
-        mirror=bool(index % 2), width=float(rng.uniform(0.92, 1.1)), jaw=float(rng.uniform(-0.12, 0.12)),
-        skin=tuple(float(gain) for gain in tone * rng.uniform((0.98, 0.94, 0.88), (1.03, 1.02, 1.05))),
-        hair=tuple(float(gain) for gain in rng.uniform(0.25, 1.15) * rng.uniform(0.85, 1.1, 3)),
-        clothes=int(rng.integers(0, 360)), pitch=float(rng.uniform(95, 230)),
-        tract=float(rng.uniform(0.88, 1.15)))
-
-
 def _write_json(path: Path, content: dict) -> None:
     path.write_text(json.dumps(content, indent=None if path.name == MARK else 1) + "\n", encoding="utf-8")
 
@@ -137,9 +127,8 @@ def _write_table(path: Path, labels: dict[str, float]) -> None:
     path.write_text("filename,label\n" + rows, encoding="utf-8")
 
 
-# --- facts about a clip -------------------------------------------------------------------------------------
 # --- files --------------------------------------------------------------------------------------------------
-def _write_clip(clip: Clip, folder: Path) -> dict:
+def write_clip(clip: Clip, folder: Path) -> dict:
     """Render and encode a clip; returns its entry for ``miniature.json``."""
     count = round(clip.seconds * clip.fps)
     rng = np.random.default_rng((clip.scene, 0))

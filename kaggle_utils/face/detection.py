@@ -3,7 +3,7 @@
 Boxes are x, y, width, height in pixels of the source frame, as floats, and may extend beyond the frame.
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import cached_property
 from typing import NamedTuple
@@ -13,6 +13,9 @@ import numpy as np
 
 PNET_CELL = 12  # px, side of P-Net's window
 PYRAMID_START, PYRAMID_FACTOR = 20, 0.709  # the package's: smallest face in px, step between levels
+MOST_WINDOWS, MOST_PROPOSALS = 800, 240  # per picture, of a level and of P-Net; usual: up to 280 and 180
+MOST_FACES = 48  # per picture, the largest: the four most prominent people are followed
+CROPS = 128  # that R-Net and O-Net take at once
 PNET_THRESHOLD, PNET_NMS, PYRAMID_NMS = 0.6, 0.5, 0.7  # the package's defaults
 
 
@@ -64,7 +67,7 @@ class FaceFinder:
         self.long_side, self.smallest, self.batch, self.device = long_side, smallest, batch, device
 
     def __call__(self, frames: Iterable[np.ndarray]) -> list[list[Detection]]:
-        """The faces of each frame, most confident first.
+        """The faces of each frame, most confident first; of a crowd the ``MOST_FACES`` largest.
 
         Args:
             frames: uint8 RGB pictures (H, W, 3), of any sizes.
@@ -80,7 +83,9 @@ class FaceFinder:
                 chunk = alike[start : start + self.batch]
                 rows = self._search(np.stack([small[index][0] for index in chunk])).faces
                 for place, index in enumerate(chunk):
-                    found[index] = _detections(rows[rows[:, 0] == place], small[index][1])
+                    faces = _detections(rows[rows[:, 0] == place], small[index][1])
+                    least = sorted((face.side for face in faces), reverse=True)[:MOST_FACES]
+                    found[index] = [face for face in faces if face.side >= least[-1]]
         return found
 
     def stages(self, frame: np.ndarray) -> Stages:
@@ -108,7 +113,8 @@ class FaceFinder:
         stages = MTCNN(device=self.device).stages
         for stage, side in zip(stages, (None, 24, 48), strict=True):
             pictures = tf.TensorSpec((None, side, side, 3), tf.float32)
-            stage._model = tf.function(stage.model.__call__, input_signature=[pictures])
+            whole = tf.function(stage.model.__call__, input_signature=[pictures])
+            stage._model = _in_parts(whole) if side else whole
         return stages
 
     def _shrink(self, frame: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -146,11 +152,11 @@ class FaceFinder:
             candidates = []
             for scale in scales:
                 offsets, scores = propose.model(images.scale_images(tensor, scale))
-                rows = bboxes.generate_bounding_box(offsets, scores, PNET_THRESHOLD)
+                rows = _first(bboxes.generate_bounding_box(offsets, scores, PNET_THRESHOLD), MOST_WINDOWS)
                 candidates.append(bboxes.upscale_bboxes(rows, np.full(len(pictures), scale)))
             kept = [bboxes.smart_nms_from_bboxes(rows, PNET_NMS, initial_sort=False) for rows in candidates]
             kept = bboxes.smart_nms_from_bboxes(np.concatenate([np.empty((0, 6)), *kept]), PYRAMID_NMS)
-            proposals = bboxes.resize_to_square(kept)
+            proposals = bboxes.resize_to_square(_first(kept, MOST_PROPOSALS))
             refined, faces = proposals, np.empty((0, 16))
             if len(proposals):
                 refined = refine(images_normalized=tensor, bboxes_batch=proposals)
@@ -167,6 +173,26 @@ class _Search(NamedTuple):
     proposals: np.ndarray
     refined: np.ndarray
     faces: np.ndarray
+
+
+def _first(rows: np.ndarray, count: int) -> np.ndarray:
+    """At most ``count`` rows of each picture, the most confident ones: a wall of faces has thousands."""
+    if len(rows) <= count:
+        return rows
+    order = np.argsort(-rows[:, 5], kind="stable")
+    best = [order[rows[order, 0] == picture][:count] for picture in np.unique(rows[:, 0])]
+    return rows[np.sort(np.concatenate(best))]
+
+
+def _in_parts(network: Callable) -> Callable:
+    """``network``, which returns a list of tensors, on ``CROPS`` crops at a time, to bound its memory."""
+    import tensorflow as tf
+
+    def run(crops) -> list:
+        parts = [network(crops[start : start + CROPS]) for start in range(0, len(crops), CROPS)]
+        return [tf.concat(tensors, 0) for tensors in zip(*parts, strict=True)]
+
+    return run
 
 
 def _detections(rows: np.ndarray, ratio: np.ndarray) -> list[Detection]:

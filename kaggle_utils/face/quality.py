@@ -38,3 +38,13 @@ def quality_note(person: FaceCrops) -> str | None:
     if found["light"] < DARK:
         reasons.append("it is very dark")
     return f"the picture's quality is {MARK}: {', '.join(reasons)}" if reasons else None
+
+
+def quality_line(person: FaceCrops) -> str:
+    """How the picture's quality limits what the score of a person's face can say; empty without a face."""
+    if "detected" not in person.sources:
+        return ""
+    if note := quality_note(person):
+        return f"{note[0].upper()}{note[1:]}. A low score does not clear the clip; a high one may be wrong."
+    return (f"The face is about {face_quality(person)['side_px']:.0f} px wide, sharp and light enough for "
+            "the networks. Compression can still hide traces.")

@@ -30,7 +30,7 @@ DATA_SLUG = "deepfake-face-and-voice"
 # notebook -> those whose output it takes, if they are pushed together
 NEEDS = {
     "06_fusion_training": ("04_face_inception", "05_voice_inception"),
-    "07_fusion_inference": ("06_fusion_training",),
+    "07_fusion_inference": ("02_face_cropping", "06_fusion_training"),
 }
 ON_CPU = ("01_exploration", "03_audio_spectrograms")  # the others run on a GPU
 

@@ -15,6 +15,8 @@ from typing import BinaryIO
 
 import numpy as np
 
+from . import children
+
 CONTAINERS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpegts,mpeg,flv,asf,ogg"  # names of FFmpeg's demuxers
 MP4_BOXES = (b"ftyp", b"moov", b"mdat", b"free", b"skip", b"wide")
 LIMIT_S, LIMIT_S_PER_MB = 60.0, 2.0  # to decode a clip; 1080p takes about 0.5 s per MB on one core
@@ -70,14 +72,15 @@ def survey(path: str | Path) -> Survey:
              in re.findall(rb"#tb (\d): (\d+)/(\d+)", packets)}
     times: dict[bytes, list[float]] = {b"video": [], b"audio": []}
     stamp = rb"^(\d), +(-?\d+|NOPTS), +(-?\d+|NOPTS),"
-    for stream, decoded, shown in re.findall(stamp, packets, re.MULTILINE):
+    for line in re.finditer(stamp, packets, re.MULTILINE):  # one by one: there may be a million
+        stream, decoded, shown = line.groups()
         if (known := decoded if shown == b"NOPTS" else shown) != b"NOPTS":
             times[kinds[stream]].append(int(known) * bases[stream])
     picture = re.search(rb"^ +Stream #.*: Video: (.*)", listed, re.MULTILINE)
-    line = picture[1] if picture else b""
-    size = re.search(rb", (\d+)x(\d+)", line)
+    described = picture[1] if picture else b""
+    size = re.search(rb", (\d+)x(\d+)", described)
     length = re.search(rb"Duration: (\d+):(\d+):([\d.]+)", listed)
-    fields = re.match(rb"dvvideo|.*(top|bottom) (coded )?first", line) is not None
+    fields = re.match(rb"dvvideo|.*(top|bottom) (coded )?first", described) is not None
     turned = re.search(rb"display ?matrix", listed, re.IGNORECASE) is not None
     parts = map(float, length.groups()) if length else (0.0, 0.0, 0.0)
     return Survey(np.sort(times[b"video"]), np.sort(times[b"audio"]), float(np.dot([*parts], (3600, 60, 1))),
@@ -86,11 +89,10 @@ def survey(path: str | Path) -> Survey:
 
 
 def run_ffmpeg(path: Path, *options: object, demuxers: str = CONTAINERS, kept: str = "stdout",
-               limit_s: float | None = None):
+               limit_s: float | None = None, memory: int = children.SOUND_MEMORY):
     """Read a file with moviepy's ffmpeg, known containers only, and return its ``stdout`` or ``stderr``.
 
-    The other stream is discarded: the errors of a damaged track could fill the memory. ``both`` returns a
-    pair.
+    ``both`` returns a pair. Limits of memory, time and output are those of :func:`children.run`.
 
     Raises:
         UnreadableClip: it takes longer than ``limit_s``, by default :func:`time_limit`, or crashes.
@@ -98,17 +100,15 @@ def run_ffmpeg(path: Path, *options: object, demuxers: str = CONTAINERS, kept: s
     from moviepy.config import FFMPEG_BINARY  # the same name in moviepy 1.0.3 and 2.2
 
     command = [FFMPEG_BINARY, "-hide_banner", "-nostdin", "-protocol_whitelist", "file", "-format_whitelist",
-               demuxers, "-i", str(path.resolve()), *map(str, options)]
-    stdout, stderr = (subprocess.PIPE if kept in (name, "both") else subprocess.DEVNULL
-                      for name in ("stdout", "stderr"))
+               demuxers, "-threads", "2", "-i", str(path.resolve()), *map(str, options)]
     limit_s = time_limit(path) if limit_s is None else limit_s
     try:
-        done = subprocess.run(command, stdout=stdout, stderr=stderr, check=False, timeout=limit_s)
+        status, stdout, stderr = children.run(command, memory, limit_s, kept != "stderr", kept != "stdout")
     except subprocess.TimeoutExpired as error:
         raise UnreadableClip(path, f"ffmpeg did not finish in {limit_s:.0f} s") from error
-    if done.returncode < 0:
-        raise UnreadableClip(path, f"ffmpeg crashed (signal {-done.returncode})")
-    return (done.stdout, done.stderr) if kept == "both" else getattr(done, kept)
+    if status < 0:
+        raise UnreadableClip(path, f"ffmpeg crashed (signal {-status})")
+    return {"stdout": stdout, "stderr": stderr, "both": (stdout, stderr)}[kept]
 
 
 def check_file(path: Path) -> None:
@@ -131,6 +131,15 @@ def check_file(path: Path) -> None:
         raise UnreadableClip(path, f"cannot be opened: {error.strerror}") from error
     if empty:
         raise UnreadableClip(path, "empty file")
+
+
+def identity(path: Path) -> tuple[int, ...]:
+    """Differs after any change to the file of this name; empty if there is none. No one can set a ctime."""
+    try:
+        found = path.stat()
+    except OSError:
+        return ()
+    return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns
 
 
 def time_limit(path: Path, found: Survey | None = None) -> float:
@@ -167,7 +176,9 @@ def display_matrix(path: Path) -> np.ndarray | None:
             return [(start, end) for found, start, end in boxes(file, *place) if found == name]
 
         def matrix(name: bytes, place: tuple[int, int], before_end: int) -> np.ndarray:
-            for _, end in inside(name, place):
+            for start, end in inside(name, place):
+                if end - before_end < start:  # too short for a matrix
+                    break
                 file.seek(end - before_end)
                 return np.frombuffer(file.read(36), ">i4").reshape(3, 3)[:2, :2] / 65536
             return np.eye(2)

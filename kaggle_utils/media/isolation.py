@@ -9,18 +9,20 @@ import multiprocessing
 import os
 import signal
 import threading
-import time
 from collections.abc import Callable
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
 import cv2
+import numpy as np
 from joblib.externals.loky import ProcessPoolExecutor
 from joblib.externals.loky.process_executor import BrokenProcessPool
 
-from . import video
+from .. import disk
+from . import children, video
 
-MEMORY = 8 * 2**30  # bytes of address space; allocations beyond it fail in the process
+MEMORY = children.PICTURE_MEMORY  # bytes by which the process may grow; allocations beyond it fail
 
 
 class Worker:
@@ -62,14 +64,35 @@ def read_frames(path: str | Path, count: int = 10) -> video.Frames:
         return video.read_frames(path, count)
     found = video.survey(path)
     limit_s = video.time_limit(path, found)
+    worker = _reader(os.getpid())
     try:
-        return _reader(os.getpid()).call(limit_s, video.read_frames, path, count, found)
+        with disk.temporary() as folder:
+            frames, places = worker.call(limit_s, _read_into, folder, path, count, found)
+            images = [np.load(folder / f"{number}.npy") for number in range(len({*places}))]
+        return replace(frames, images=[images[place] for place in places])
     except TimeoutError as error:
         raise video.UnreadableClip(path, f"the picture was not decoded in {limit_s:.0f} s") from error
     except BrokenProcessPool as error:
         raise video.UnreadableClip(path, "its decoder crashed") from error
     except (MemoryError, cv2.error) as error:
         raise video.UnreadableClip(path, "decoding needs too much memory") from error
+
+
+def _read_into(folder: Path, path: Path, count: int, found: video.Survey) -> tuple[video.Frames, list[int]]:
+    """Read frames in the reader; files hold their images: a pipe would hold each four times.
+
+    Returns the frames without images, and for each the number of its file: a frame may be repeated.
+    """
+    frames = video.read_frames(path, count, found)
+    images = {id(image): image for image in frames.images}
+    for number, image in enumerate(images.values()):
+        np.save(folder / f"{number}.npy", image)
+    return replace(frames, images=[]), [[*images].index(id(image)) for image in frames.images]
+
+
+def stop_reading() -> None:
+    """End the reader process, from any thread; the clip that it reads counts as unreadable."""
+    _reader(os.getpid()).stop()
 
 
 @cache
@@ -79,21 +102,14 @@ def _reader(process_id: int) -> Worker:
 
 
 def _start() -> ProcessPoolExecutor:
+    disk.sweep()  # temporary copies of processes that were killed
     quiet = {"PYTHONFAULTHANDLER": ""}  # no stack dump of a crashed process: the caller gets an error
-    return ProcessPoolExecutor(1, initializer=_set_up, initargs=(os.getpid(),), env=quiet)
+    return ProcessPoolExecutor(1, initializer=_set_up, initargs=(os.getpid(),),
+                               env=quiet | children.FEW_ARENAS)
 
 
 def _set_up(parent: int) -> None:
     """Set up the new process: leave Ctrl-C to the parent, limit the memory, and end with the parent."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    if os.name == "posix":
-        import resource
-
-        resource.setrlimit(resource.RLIMIT_AS, (MEMORY, resource.getrlimit(resource.RLIMIT_AS)[1]))
-    threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
-
-
-def _end_with(parent: int) -> None:
-    while os.getppid() == parent:
-        time.sleep(1)
-    os._exit(1)
+    children.limit_growth(MEMORY)
+    children.end_with(parent)

@@ -11,6 +11,7 @@ REFERENCE_RATE = 8000  # Hz, for the study's 1D network
 REFERENCE_SAMPLES = 30000
 SAMPLE_RATE = 16000  # Hz, for the spectrogram networks: vocoders leave traces above 4 kHz
 LONGEST = 600.0  # s
+MOST_CHANNELS = 64
 LOST = 0.25  # a mix below this fraction of its loudest channel has lost the voice: the channels cancel out
 LOUD = 0.06  # a mix with at least this RMS has not
 
@@ -77,8 +78,16 @@ def _decode(path: Path, sample_rate: int, channels: int,
     """Samples float32 (T, channels), or None without a sound track, and ffmpeg's description of the file."""
     _check_container(path)
     length = [] if seconds is None else ["-t", seconds]
-    decoded, listed = run_ffmpeg(path, "-vn", "-sn", "-dn", "-ac", channels, "-ar", sample_rate, *length,
-                                 "-f", "s16le", "-", demuxers=DEMUXERS, kept="both")
+
+    def run(*mix: object) -> tuple[bytes, bytes]:
+        return run_ffmpeg(path, "-vn", "-sn", "-dn", *mix, "-ac", channels, "-ar", sample_rate, *length,
+                          "-f", "s16le", "-", demuxers=DEMUXERS, kept="both")
+
+    decoded, listed = run()
+    if not decoded and (many := re.search(rb"Audio: .*, (\d+) channels", listed)):
+        count = min(int(many[1]), MOST_CHANNELS)
+        mean = "+".join(f"{1 / count:.6f}*c{channel}" for channel in range(count))
+        decoded, listed = run("-af", f"pan=mono|c0={mean}")
     samples = np.frombuffer(decoded[: len(decoded) // (2 * channels) * 2 * channels], "<i2")
     if len(samples):
         return (samples / np.float32(32768)).reshape(-1, channels), listed.decode(errors="replace")
@@ -93,7 +102,7 @@ def _check_container(path: Path) -> None:
     with open(path, "rb") as file:
         start = file.read(16)
     if not (start.startswith(MAGIC) or start[4:8] in MP4_BOXES):
-        raise UnreadableClip(path, f"found {start[:8]!r}, expected a clip or sound file")
+        raise UnreadableClip(path, "not a clip or sound file: none of the known containers")
 
 
 def _has_sound_track(path: Path) -> bool:

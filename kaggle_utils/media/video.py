@@ -2,7 +2,6 @@
 
 import math
 import os
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -11,6 +10,8 @@ from pathlib import Path
 import cv2
 import numpy as np
 
+from .. import disk
+from . import children
 from .files import (
     CONTAINERS,
     MP4_BOXES,
@@ -27,6 +28,8 @@ from .files import (
 CAPTURE_OPTIONS = f"protocol_whitelist;file|format_whitelist;{CONTAINERS}"
 UPRIGHT = {90: cv2.ROTATE_90_CLOCKWISE, 180: cv2.ROTATE_180, 270: cv2.ROTATE_90_COUNTERCLOCKWISE}
 SLACK = 0.1  # a frame farther than this from its target time, in parts of the clip, starts a second pass
+DECODERS = 4  # threads, at most: each holds frames of its own
+MOST_PIXELS = 4_500_000  # of a frame that is kept; a larger one is shrunk, so that thirty fit into memory
 MOST_ASPECT = 4.0  # a more extreme pixel aspect ratio is taken for a header error
 
 # Silence FFmpeg and OpenCV: errors are raised below with a file name and a reason.
@@ -126,7 +129,7 @@ def read_frames(path: str | Path, count: int = 10, found: Survey | None = None) 
                                    f"(codec {header.codec!r})")
     decoded = len(stamps_s) or len(found.stamps_s)
     info = replace(header, frame_count=decoded, duration_s=_length(stamps_s, header.fps) or found.duration_s)
-    return Frames(images, times_s, info, _missing(path, header, info, found))
+    return Frames(images, times_s, info, [*_missing(path, header, info, found), *_shrunk(path, info, images)])
 
 
 def spread(stamps_s: np.ndarray, count: int) -> list[int]:
@@ -190,6 +193,14 @@ def _missing(path: Path, header: ClipInfo, info: ClipInfo, found: Survey) -> lis
     return [f"{path.name}: {counted}"] if short else []
 
 
+def _shrunk(path: Path, info: ClipInfo, images: list[np.ndarray]) -> list[str]:
+    if info.width * info.height <= MOST_PIXELS:
+        return []
+    height, width = images[0].shape[:2]
+    return [f"{path.name}: frames of {info.width} × {info.height} pixels were shrunk to {width} × {height}, "
+            "and boxes are in these pixels"]
+
+
 def _read(path: Path, wanted: list[int]) -> tuple[list[np.ndarray], list[int], np.ndarray, ClipInfo]:
     """One pass: the images at ``wanted``, their indices, the times of all frames that decode, and the header.
 
@@ -214,12 +225,12 @@ def _read_copy(path: Path, wanted: list[int], found: Survey) -> tuple[list[np.nd
     The copy is deinterlaced, upright, and in a codec that OpenCV reads.
     """
     chosen = "+".join(f"eq(n,{index})" for index in sorted({*wanted})) or "0"
-    with tempfile.TemporaryDirectory() as folder:
-        copy = Path(folder) / "frames.mkv"
+    with disk.temporary() as folder:
+        copy = folder / "frames.mkv"
         run_ffmpeg(path, "-an", "-sn", "-dn", "-vf",
                    f"yadif=deint=interlaced,select='{chosen}',setfield=prog", "-fps_mode",
                    "passthrough", "-pix_fmt", "yuv444p", "-c:v", "libx264", "-preset", "ultrafast", "-qp",
-                   "0", copy, limit_s=time_limit(path, found))
+                   "0", copy, limit_s=time_limit(path, found), memory=children.PICTURE_MEMORY)
         if not copy.is_file() or not copy.stat().st_size:
             return [], np.zeros(0)
         images, picked, stamps_s, _ = _read(copy, list(range(len(set(wanted)))))
@@ -232,7 +243,8 @@ def _open(path: str | Path) -> Iterator[cv2.VideoCapture]:
     path = Path(path)
     check_file(path)
     os.environ["OPENCV_FFMPEG_CAPTURE_OPTIONS"] = CAPTURE_OPTIONS  # OpenCV reads it at each opening
-    capture = cv2.VideoCapture(str(path.resolve()), cv2.CAP_FFMPEG)
+    threads = [cv2.CAP_PROP_N_THREADS, min(os.cpu_count() or 1, DECODERS)]
+    capture = cv2.VideoCapture(str(path.resolve()), cv2.CAP_FFMPEG, threads)
     try:
         if not capture.isOpened():
             raise UnreadableClip(path, _why_not(path))
@@ -249,7 +261,7 @@ def _why_not(path: Path) -> str:
     if start.startswith((b"#EXTM3U", b"ffconcat")):
         return "not a video: a playlist, which might open other files"
     if start[4:8] not in MP4_BOXES:
-        return f"not a video: starts with {start!r}, expected one of the containers {CONTAINERS}"
+        return f"not a video: expected one of the containers {CONTAINERS}"
     with open(path, "rb") as file:
         whole = {name for name, *_ in boxes(file, 0, path.stat().st_size)}
     if b"moov" not in whole:
@@ -259,12 +271,13 @@ def _why_not(path: Path) -> str:
 
 def _info(capture: cv2.VideoCapture, path: Path) -> ClipInfo:
     matrix, mirrored = display_matrix(path), False
-    rotation = int(capture.get(cv2.CAP_PROP_ORIENTATION_META)) % 360
+    rotation = _whole(capture, cv2.CAP_PROP_ORIENTATION_META) % 360
     if matrix is not None:
         mirrored = bool(np.linalg.det(matrix) < 0)
         across = -matrix[0] if mirrored else matrix[0]
         rotation = round(math.degrees(math.atan2(across[1], across[0]))) % 360
-    width, height = int(capture.get(cv2.CAP_PROP_FRAME_WIDTH)), int(capture.get(cv2.CAP_PROP_FRAME_HEIGHT))
+    width = _whole(capture, cv2.CAP_PROP_FRAME_WIDTH)
+    height = _whole(capture, cv2.CAP_PROP_FRAME_HEIGHT)
     over, under = capture.get(cv2.CAP_PROP_SAR_NUM), capture.get(cv2.CAP_PROP_SAR_DEN)
     aspect = over / under if over > 0 and under > 0 else 1.0
     aspect = aspect if 1 / MOST_ASPECT <= aspect <= MOST_ASPECT else 1.0
@@ -273,15 +286,21 @@ def _info(capture: cv2.VideoCapture, path: Path) -> ClipInfo:
         width, height = height, width
     fps = capture.get(cv2.CAP_PROP_FPS)
     fps = fps if math.isfinite(fps) and fps > 0 else 0.0
-    count = max(0, int(capture.get(cv2.CAP_PROP_FRAME_COUNT)))
-    code = int(capture.get(cv2.CAP_PROP_FOURCC)) & 0xFFFFFFFF
+    count = max(0, _whole(capture, cv2.CAP_PROP_FRAME_COUNT))
+    code = _whole(capture, cv2.CAP_PROP_FOURCC) & 0xFFFFFFFF
     codec = code.to_bytes(4, "little").decode("latin-1").strip("\0 ")
     return ClipInfo(width, height, fps, count, _duration(count, fps), rotation if rotation in UPRIGHT else 0,
                     codec, mirrored, aspect)
 
 
+def _whole(capture: cv2.VideoCapture, field: int) -> int:
+    """A header's value as an integer; 0 where it is no number, whatever a header says."""
+    value = capture.get(field)
+    return int(value) if math.isfinite(value) else 0
+
+
 def _duration(frame_count: int, fps: float) -> float:
-    return frame_count / fps if fps else 0.0
+    return frame_count / fps if fps > 1e-6 else 0.0  # a header may say anything
 
 
 def _grab(capture: cv2.VideoCapture, fps: float) -> Iterator[tuple[int, float]]:
@@ -301,13 +320,18 @@ def _grab(capture: cv2.VideoCapture, fps: float) -> Iterator[tuple[int, float]]:
 
 
 def _retrieve(capture: cv2.VideoCapture, info: ClipInfo) -> np.ndarray | None:
-    """The grabbed frame, uint8 RGB (H, W, 3), upright and in its display shape; None if it is damaged."""
+    """The grabbed frame, uint8 RGB (H, W, 3), upright and in its display shape; None if it is damaged.
+
+    It is shrunk to ``MOST_PIXELS``.
+    """
     decoded, image = capture.retrieve()
     if not decoded or image is None:
         return None
+    height, width = image.shape[:2]
+    scale = min(1.0, math.sqrt(MOST_PIXELS / (height * width * info.aspect)))
+    if info.aspect != 1 or scale < 1:
+        size = max(1, round(width * info.aspect * scale)), max(1, round(height * scale))
+        image = cv2.resize(image, size, interpolation=cv2.INTER_CUBIC if size[0] > width else cv2.INTER_AREA)
     image = cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
-    if info.aspect != 1:
-        size = max(1, round(image.shape[1] * info.aspect)), image.shape[0]
-        image = cv2.resize(image, size, interpolation=cv2.INTER_CUBIC if info.aspect > 1 else cv2.INTER_AREA)
     image = cv2.flip(image, 1) if info.mirrored else image
     return cv2.rotate(image, UPRIGHT[info.rotation]) if info.rotation else image

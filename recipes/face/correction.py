@@ -18,8 +18,9 @@ import pandas as pd
 from keras import layers
 from scipy.optimize import minimize
 
-from kaggle_utils import blocks, storage
+from kaggle_utils import storage
 from kaggle_utils.metrics import sigmoid
+from recipes import blocks
 from recipes.face.augment import FaceAugment
 from recipes.face.data import Faces
 

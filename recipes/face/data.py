@@ -345,7 +345,7 @@ def faces_of_people(clips: pd.DataFrame, people: dict[str, FaceCrops], size: int
     Args:
         clips: rows of ``datasets.dfdc.read_dfdc``.
         people: the crops of the main person of each clip by file name, such as
-            ``extraction.load_extract(path).people[0]``. Crops without a detected face are left out.
+            ``extracts.load_extract(path).people[0]``. Crops without a detected face are left out.
         size: side of the crops in pixels.
     """
     held_out = set(sorted(clips["group"].unique())[3::4])

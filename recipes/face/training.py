@@ -17,10 +17,11 @@ import numpy as np
 import pandas as pd
 from keras import ops
 
-from kaggle_utils import blocks, storage
+from kaggle_utils import storage
 from kaggle_utils.datasets.dfdc import FAKE, REAL
-from kaggle_utils.face import networks as face_networks
 from kaggle_utils.metrics import auc, log_loss, sigmoid
+from recipes import blocks
+from recipes.face import networks as face_networks
 from recipes.face.augment import FaceAugment
 from recipes.face.data import (
     Faces,

@@ -13,7 +13,6 @@ import numpy as np
 import pandas as pd
 from tqdm.auto import tqdm
 
-from kaggle_utils.blocks import FRAMES
 from kaggle_utils.datasets.dfdc import FAKE, REAL
 from kaggle_utils.fusion.rules import BRANCH_OUTPUTS, Calibration, NoisyOr, log_odds, pooled
 from kaggle_utils.metrics import (
@@ -27,6 +26,7 @@ from kaggle_utils.metrics import (
 from kaggle_utils.report import zone_of
 from kaggle_utils.results import result, save_results
 from kaggle_utils.voice.signal import windows
+from recipes.blocks import FRAMES
 from recipes.face.augment import FaceAugment
 from recipes.face.data import Faces
 from recipes.voice.data import Voices

@@ -14,15 +14,16 @@ import keras
 import numpy as np
 import pandas as pd
 
-from kaggle_utils import blocks, storage
+from kaggle_utils import storage
 from kaggle_utils.datasets.dfdc import FAKE, REAL
 from kaggle_utils.kaggle.paths import models_folder
 from kaggle_utils.media.sound import REFERENCE_RATE, REFERENCE_SAMPLES, SAMPLE_RATE
-from kaggle_utils.voice import networks
 from kaggle_utils.voice.signal import WINDOW_SAMPLES, windows
+from recipes import blocks
 from recipes.loop import PlanEpochs, WarmupCosine, dtype_policy, fast_policy
 from recipes.voice.data import CODECS, Voices, prepared, read_voices
 
+from . import networks
 from .augment import ChannelAugment
 from .channels import make_channels, with_channels
 

@@ -3,7 +3,7 @@
 import keras
 from keras import layers
 
-from ..blocks import FACE_OUTPUTS, FRAMES, VOICE_OUTPUTS, concat, normalize
+from recipes.blocks import FACE_OUTPUTS, FRAMES, VOICE_OUTPUTS, concat, normalize
 
 
 def last_cnn(as_run: bool = False, normalization: str = "batch") -> keras.Model:

@@ -14,7 +14,7 @@ import keras
 import numpy as np
 from keras import layers
 
-from ..blocks import FACE_OUTPUTS, concat, conv2d, leaky_dense, normalize
+from recipes.blocks import FACE_OUTPUTS, concat, conv2d, leaky_dense, normalize
 
 
 # --- the face networks of the study -------------------------------------------------------------------------
