@@ -68,7 +68,7 @@ needs_torch = pytest.mark.skipif(keras.backend.backend() != "torch", reason="nee
 @pytest.fixture
 def network():
     """Every kind of layer that the face networks have, small."""
-    from kaggle_utils import blocks
+    from recipes import blocks
 
     layers = keras.layers
     keras.utils.set_random_seed(0)
