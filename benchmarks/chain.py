@@ -114,6 +114,7 @@ def main() -> None:
                 command = [sys.executable, __file__, "--score", way, "--clips", clips, "--cache", cache]
                 found = subprocess.run(list(map(str, command)), check=True, stdout=subprocess.PIPE, text=True)
                 rows.append({"way": way, **json.loads(found.stdout.splitlines()[-1])})
+                print(f"round {turn + 1}, {way}: {rows[-1]['clips/h']:.0f} clips an hour", flush=True)
     table = pd.DataFrame(rows)
     same = table[table["way"] != WEIGHTS]["labels"].nunique() == 1
     table = table.drop(columns="labels").groupby("way", sort=False).median().loc[list(WAYS)]

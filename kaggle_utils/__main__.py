@@ -162,8 +162,8 @@ def run_predict(options: argparse.Namespace) -> None:
     source = options.source or data_folder()
     if not source.exists():
         raise FileNotFoundError(f"{source}: expected a clip or a folder")
-    if options.table:
-        tables.check_name(options.table)
+    if options.table and options.table.suffix != ".parquet":
+        raise ValueError(f"{options.table}: expected a name that ends in .parquet")
     spread = options.jobs != 1 or options.backend != "loky"
     if source.is_file() and (options.cache or options.table or spread):
         raise ValueError(f"{source}: --cache, --table, --jobs and --backend are for a folder of clips")
@@ -310,7 +310,7 @@ def run_results(options: argparse.Namespace) -> None:
     for path in (root / "README.md", *sorted((root / "docs").glob("*.md")), *cards):
         text = path.read_text(encoding="utf-8")
         if (filled := fill(text)) != text:
-            path.write_text(filled, encoding="utf-8")
+            disk.replace(path, filled)
             print(path)
 
 

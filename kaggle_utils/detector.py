@@ -10,7 +10,6 @@ import json
 import math
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
 
 import cv2
 import numpy as np
@@ -82,7 +81,7 @@ class Detector:
         self.face, self.voice, self.fuse, self.calibration = face, voice, fuse, calibration
         self.flip, self.prior, self.digests = flip, prior, digests or {}
         self.finder = detection.FaceFinder()
-        self.weights: Any = None  # how another process loads the same detector
+        self.source: tuple[str, tuple] | None = None  # module:function and arguments that load the same
 
     @classmethod
     def load(cls, folder: str | Path | None = None, prior: float = 0.5,
@@ -109,10 +108,7 @@ class Detector:
                                         settings.get("pooling", "mean"))
         fuse = rules.load(folder, settings, calibration)
         detector = cls(face, hears, fuse, calibration, settings["flip"], prior, digests)
-        load, arguments = f"{__name__}:{cls.__name__}.load", (str(folder.resolve()), prior, join)
-        from .scoring import Weights
-
-        detector.weights = Weights(load, arguments, detector.fingerprint)
+        detector.source = f"{__name__}:{cls.__name__}.load", (str(folder.resolve()), prior, join)
         return detector
 
     @property
@@ -206,7 +202,7 @@ class Detector:
             ValueError: the cache was made with other settings or versions, or the backend is unknown.
             BlockingIOError: another run writes to ``output_csv``.
         """
-        from .scoring import score_folder
+        from .scoring import score_folder  # with pandas' and joblib's rooms: a single clip needs none
         from .spread import Team
 
         team = Team(jobs, backend, scheduler)

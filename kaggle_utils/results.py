@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pandas as pd
 
+from . import disk
 from .kaggle.paths import models_folder
 
 FIELDS = ("name", "value", "low", "high", "data", "split", "command", "seed", "date")
@@ -40,7 +41,7 @@ def save_results(entries: Iterable[dict], folder: str | Path | None = None) -> P
              for entry in (json.loads(path.read_text("utf-8")) if path.is_file() else [])}
     known |= {entry["name"]: {field: entry[field] for field in FIELDS} for entry in entries}
     rows = ",\n".join(json.dumps(known[name], ensure_ascii=False) for name in sorted(known))
-    path.write_text(f"[\n{rows}\n]\n", encoding="utf-8")
+    disk.replace(path, f"[\n{rows}\n]\n")
     return path
 
 

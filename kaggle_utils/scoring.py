@@ -23,12 +23,7 @@ STRIP = 128  # px, side of a crop in the picture of a clip's crops
 _networks = threading.Lock()  # a cluster's worker may have several threads
 
 
-class Weights(NamedTuple):
-    """How a worker loads the detector, and the fingerprint that it must have."""
-
-    load: str  # module:function, so that a worker can silence TensorFlow before it imports that
-    arguments: tuple
-    fingerprint: str
+Weights = tuple[str, tuple, str]  # module:function and arguments that load the detector, and its fingerprint
 
 
 class Task(NamedTuple):
@@ -55,9 +50,10 @@ def score_folder(detector: Detector, folder: str | Path, output_csv: str | Path,
         if team.is_here:
             outcomes = _one_ahead(asks, detector, places)
         else:
-            if detector.weights is None:
+            if detector.source is None:
                 raise ValueError("jobs, backend: only networks that Detector.load loaded can be spread")
-            tasks = (Task(ask, detector.weights, places.get(ask.filename)) for ask in asks)
+            weights = (*detector.source, detector.fingerprint)
+            tasks = (Task(ask, weights, places.get(ask.filename)) for ask in asks)
             outcomes = ((task.ask, outcome) for task, outcome in team.run(_score_task, tasks))
         for ask, outcome in outcomes:
             if not isinstance(outcome, Exception):
@@ -100,46 +96,43 @@ def _finished(ask: Ask, extracted: Future, detector: Detector) -> tuple[Ask, dic
 
 def _score_task(task: Task) -> dict:
     """Score a clip in a worker, whose networks load at its first clip."""
-    detector = spread.once(_load, task.weights)
+    detector = spread.once(_load, *task.weights)
     extracted = _extract(task.ask, detector, task.place)
     with _networks:
         return _scored(task.ask, extracted, detector)
 
 
-def _load(weights: Weights) -> Detector:
+def _load(function: str, arguments: tuple, fingerprint: str) -> Detector:
     from .kaggle import paths
 
-    paths.prepare()
-    detector = pkgutil.resolve_name(weights.load)(*weights.arguments)
-    if detector.fingerprint != weights.fingerprint:
-        raise ValueError(f"{weights.arguments[0]}: this worker has other weights than the one that asks")
+    paths.prepare()  # before TensorFlow is imported: it is silent then
+    detector = pkgutil.resolve_name(function)(*arguments)
+    if detector.fingerprint != fingerprint:
+        raise ValueError(f"{arguments[0]}: this worker has other weights than the one that asks")
     return detector
 
 
-class Extracted(NamedTuple):
-    """A clip's extract (None: the clip can have no file), and the seconds that it took."""
-
-    extract: extraction.Extract | None
-    seconds: float
+Extracted = tuple[extraction.Extract | None, float]  # None: the clip can have no file; seconds of work
 
 
 def _extract(ask: Ask, detector: Detector, place: extracts.Place | None) -> Extracted:
     if ask.path is None:
-        return Extracted(None, 0.0)
+        return None, 0.0
     began = time.monotonic()
     extract = extracts.fetch(ask.path, detector.finder, ask.frames, detector.voice_rate, place)
-    return Extracted(extract, time.monotonic() - began)
+    return extract, time.monotonic() - began
 
 
 def _scored(ask: Ask, extracted: Extracted, detector: Detector) -> dict:
     """A clip's journal entry, and ``strip``, the picture of its crops as JPEG bytes."""
-    if extracted.extract is None or ask.path is None:
+    extract, extract_s = extracted
+    if extract is None or ask.path is None:
         return detector.prior_verdict(f"{ask.filename}: expected a plain file name").to_dict()
     began = time.monotonic()
-    verdict, people = detector.examine_extract(ask.path, extracted.extract)
+    verdict, people = detector.examine_extract(ask.path, extract)
     row, strip = verdict.to_dict(), _strip(verdict, people)
-    seconds = round(extracted.seconds + time.monotonic() - began, 3)
-    return row | {"read": extracted.extract.asked, "seconds": seconds, "strip": strip}
+    seconds = round(extract_s + time.monotonic() - began, 3)
+    return row | {"read": extract.asked, "seconds": seconds, "strip": strip}
 
 
 def _strip(verdict: Any, people: list[framing.FaceCrops]) -> bytes | None:

@@ -67,15 +67,11 @@ class TimeGuard:
     fits, it is ``exhausted``. Clips whose extract is cached cost little and cannot cost less: they come first
     and are not counted.
 
-    Attributes:
-        begun, ended: how many clips; kept by the caller, from different threads.
+    ``clips_left``: number of clips without an extract. ``begun``, ``ended``: how many clips; kept by the
+    caller, from different threads.
     """
 
     def __init__(self, hours: float | None, clips_left: int, clock: Callable[[], float] = time.monotonic):
-        """
-        Args:
-            clips_left: number of clips without a cached extract.
-        """
         self.clock, self.left = clock, clips_left
         self.deadline = None if hours is None else clock() + hours * 3600 * MARGIN
         self.rung, self.uncounted, self.last, self.begun, self.ended = 0, 1, 0.0, 0, 0

@@ -6,22 +6,11 @@ import pandas as pd
 
 from . import disk
 
-SUFFIX = ".parquet"
-
-
-def check_name(path: Path) -> None:
-    """Raises ValueError if a table could not be written under this name."""
-    if path.suffix != SUFFIX:
-        raise ValueError(f"{path}: expected a name that ends in {SUFFIX}")
-
-
-def crops_path(path: Path) -> Path:
-    """Where the table of crops goes: ``scores.crops.parquet`` beside ``scores.parquet``."""
-    return path.with_suffix(f".crops{SUFFIX}")
-
 
 def write_tables(table: pd.DataFrame, path: Path, weights: str, prior: float) -> list[Path]:
     """Write the result of :meth:`detector.Detector.predict_folder` as Parquet; returns both paths.
+
+    The table of crops goes to ``scores.crops.parquet`` beside ``scores.parquet``.
 
     Args:
         path: of the table of clips, one row each: ``filename``, ``probability``, ``face``, ``voice`` (null
@@ -53,7 +42,7 @@ def write_tables(table: pd.DataFrame, path: Path, weights: str, prior: float) ->
             ("truth", number), ("people", pa.int64()), ("crops", pa.int64()), ("tracks", pa.list_(track)),
             ("warnings", pa.list_(text)), ("frames_read", pa.int64()), ("seconds", number),
             ("prior", number), ("weights", text)])),
-        crops_path(path): (crops, pa.schema([
+        path.with_suffix(".crops.parquet"): (crops, pa.schema([
             ("filename", text), ("track", pa.int64()), ("time_s", number), ("x", number), ("y", number),
             ("width", number), ("height", number), ("source", text), ("probability", number),
             ("weights", text)])),

@@ -6,12 +6,7 @@ from functools import partial
 import keras
 from keras import layers
 
-from kaggle_utils.blocks import GridStatistics
-
-__all__ = [
-    *("FACE_OUTPUTS", "FRAMES", "VOICE_OUTPUTS", "GridStatistics", "concat", "conv2d", "leaky_dense"),
-    *("normalize", "projected_side", "with_head", "with_statistics"),
-]
+from kaggle_utils.blocks import FACE_OUTPUTS, FRAMES, VOICE_OUTPUTS, GridStatistics  # noqa: F401
 
 
 def normalize(x, kind: str):

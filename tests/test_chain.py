@@ -10,7 +10,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from kaggle_utils import Detector, extracts, tables
+from kaggle_utils import Detector, extracts
 from kaggle_utils.__main__ import main
 from kaggle_utils.submission import TimeGuard, score_clips
 
@@ -187,7 +187,6 @@ def test_what_does_not_fit_together_is_one_line(detector, folder, tmp_path, caps
     assert "are for a folder of clips" in capsys.readouterr().err
     assert main(["predict", str(folder), "--table", str(tmp_path / "scores.xlsx")]) == 1
     assert capsys.readouterr().err == f"error: {tmp_path / 'scores.xlsx'}: expected a name that ends in .parquet\n"
-    assert tables.crops_path(Path("a/scores.parquet")) == Path("a/scores.crops.parquet")
     made_here = Detector(detector.face, detector.voice, detector.fuse, detector.calibration)
     with pytest.raises(ValueError, match="only networks that Detector.load loaded"):
         made_here.predict_folder(folder, tmp_path / "out.csv", jobs=2, progress=False)

@@ -24,6 +24,7 @@ from .session import safe_name
 
 DRAWING = "drawing the sample"
 FIRST_GUESS_S = {DRAWING: 3.0, "reading": 2.0, "faces": 1.5, "face network": 3.0, "voice": 1.5, "page": 0.5}
+IDLE_S = 60.0  # without a clip, before the memory of the reader is given back
 MOST_WAITING = 100  # clips in the line
 SAMPLES = {  # clips of the miniature: label, and place among its test clips
     "person": ("One person", 0), "fake": ("Altered face and voice", 1), "two": ("Two people, one altered", 6),
@@ -157,9 +158,12 @@ class Desk:
         release_memory()
         while True:
             with self._turn:
-                self._turn.wait_for(lambda: self._line)
-                clip = self._line[0]
-                clip.state = "running"
+                if clip := self._line[0] if self._turn.wait_for(lambda: self._line, IDLE_S) else None:
+                    clip.state = "running"
+            if clip is None:
+                isolation.stop_reading()  # the next clip starts the reader again, in a second
+                release_memory()
+                continue
             try:
                 self._analyse(clip, detector)
             except Removed:

@@ -20,6 +20,7 @@ from pathlib import Path
 
 from tqdm.auto import tqdm
 
+from .. import disk
 from .paths import kernel_slug, kernel_title, project_root
 
 METADATA = "kernel-metadata.json"
@@ -126,7 +127,7 @@ def read_metadata(folder: Path) -> dict:
 
 def write_json(path: Path, content: dict) -> None:
     """Write metadata in the client's format."""
-    path.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    disk.replace(path, json.dumps(content, indent=1) + "\n")
 
 
 def check(folder: Path) -> None:
@@ -193,7 +194,7 @@ def set_owner(name: str, root: Path | None = None) -> list[Path]:
            root / "README.md": _with_links(texts[root / "README.md"], name)}
     changed = [path for path in texts if new[path] != texts[path]]
     for path in changed:
-        path.write_text(new[path], encoding="utf-8")
+        disk.replace(path, new[path])
     return changed
 
 
@@ -264,7 +265,7 @@ def empty(folder: Path) -> Path:
         raise KaggleError(f"{folder}: exists and was not made by push; choose another --build folder")
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
-    mark.write_text("\n".join(sorted({*made, folder.name})) + "\n", encoding="utf-8")
+    disk.replace(mark, "\n".join(sorted({*made, folder.name})) + "\n")
     return folder
 
 
