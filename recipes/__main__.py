@@ -177,20 +177,33 @@ def _quality(options: argparse.Namespace) -> dict[str, pd.DataFrame]:
 
 
 def _face_tables(options: argparse.Namespace) -> dict[str, pd.DataFrame]:
+    """Evaluate the face networks; the figures of each table go to ``models/results.json`` when it is done."""
     from .face import outside
 
     detector, data = Detector.load(options.models), _research_data(options)
     models = options.models or paths.models_folder()
     line, folds = detector.calibration.lines["crop"], models / outside.FOLDS
-    return {
-        f"DFDC, {options.split}": outside.evaluate_dfdc(
-            outside.read_members(models), data, options.split, line
+    members = outside.read_members(models)
+    tables = {}
+    for name, kind, table in (
+        (
+            "clips of unseen generators and people (web_faces)",
+            "folds",
+            lambda: outside.evaluate_folds(folds, line),
         ),
-        "clips of unseen generators and people (web_faces)": outside.evaluate_folds(folds, line),
-        "real clips of web_faces, by kind": outside.false_alarms(folds, line),
-        "whole clips": outside.evaluate_clips(detector, data),
-        "still portraits": outside.evaluate_portraits(detector, data),
-    }
+        ("real clips of web_faces, by kind", None, lambda: outside.false_alarms(folds, line)),
+        (
+            f"DFDC, {options.split}",
+            "dfdc",
+            lambda: outside.evaluate_dfdc(members, data, options.split, line),
+        ),
+        ("whole clips", None, lambda: outside.evaluate_clips(detector, data)),
+        ("still portraits", "portraits", lambda: outside.evaluate_portraits(detector, data)),
+    ):
+        tables[name] = table()
+        if kind and options.models is None:
+            save_results(outside.figures(tables[name], kind, options.split))
+    return tables
 
 
 def _research_data(options: argparse.Namespace) -> Path:

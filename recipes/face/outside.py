@@ -13,6 +13,7 @@ import pandas as pd
 from kaggle_utils import storage
 from kaggle_utils.datasets.dfdc import FAKE, REAL, read_dfdc
 from kaggle_utils.metrics import auc, bootstrap_interval, sigmoid
+from kaggle_utils.results import result
 from recipes.face.data import CROP_SIZE, Faces, is_kept_portrait, read_split
 
 from .evaluation import face_metrics, predict_logits
@@ -144,3 +145,46 @@ def evaluate_portraits(detector, data: str | Path, count: int = 200) -> pd.DataF
             "mean": chances.mean(),
         }
     return pd.DataFrame(lines).T
+
+
+def figures(table: pd.DataFrame, kind: str, split: str = "validation") -> list[dict]:
+    """The main row of a table of this module as entries of ``models/results.json``.
+
+    Args:
+        kind: ``dfdc`` (:func:`evaluate_dfdc` of ``split``), ``folds`` (:func:`evaluate_folds`) or
+            ``portraits`` (:func:`evaluate_portraits`).
+    """
+    command = "python -m recipes evaluate face" + (" --split test" if split == "test" else "")
+    if kind == "portraits":
+        return [
+            result(
+                f"face/portraits/{name}/over one half",
+                table.at[name, "over_half"],
+                data=f"{PORTRAITS[name][0]}, {table.at[name, 'pictures']:.0f} portraits",
+                split="portraits that no network was trained on",
+                command=command,
+            )
+            for name in table.index
+        ]
+    if kind == "folds":
+        names = {"AUC": "auc", "recall at 5 % false alarms": "recall"}
+        names |= {f"{who} over one half": f"{who[:4]}_over_half" for who in ("fakes", "real")}
+        prefix, row = "face/web folds", table.loc["all"]
+        data, by = "web_faces, 172 clips", "five folds by generator and person"
+    else:
+        names = {"AUC": "auc", "log loss": "log_loss"}
+        prefix, row = f"face/DFDC {split}", table.loc["mean"]
+        parts = {"validation": "45-47", "test": "48-49"}[split]
+        data, by = f"DFDC faces, parts {parts}", "by original"
+    return [
+        result(
+            f"{prefix}/{name}",
+            row[column],
+            (row[f"{column}_low"], row[f"{column}_high"]) if f"{column}_low" in row else None,
+            data=data,
+            split=by,
+            command=command,
+            seed=0,
+        )
+        for name, column in names.items()
+    ]

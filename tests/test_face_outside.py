@@ -1,0 +1,43 @@
+"""The main rows of the face evaluation as entries of results.json."""
+
+import numpy as np
+import pandas as pd
+
+from recipes.face import outside
+
+
+def test_figures_name_the_main_rows(tmp_path):
+    random = np.random.default_rng(0)
+    labels = np.tile([0, 1], 20)
+    clips = pd.DataFrame(
+        {
+            "clip": range(40),
+            "label": labels,
+            "generator": np.where(labels, "Some", "film"),
+            "person": [f"p{n // 2}" for n in range(40)],
+            "logit": labels + random.normal(0, 0.5, 40),
+        }
+    )
+    clips.to_csv(tmp_path / "folds.csv", index=False)
+    table = outside.evaluate_folds(tmp_path / "folds.csv", (1.0, 0.0))
+    entries = {entry["name"]: entry for entry in outside.figures(table, "folds")}
+    assert entries["face/web folds/AUC"]["value"] == round(table.at["all", "auc"], 4)
+    assert entries["face/web folds/AUC"]["low"] <= entries["face/web folds/AUC"]["value"]
+    assert entries["face/web folds/real over one half"]["value"] == (clips["logit"][labels == 0] > 0).mean()
+
+    portraits = pd.DataFrame({"UTKFace": {"pictures": 200.0, "over_half": 0.15}}).T
+    (entry,) = outside.figures(portraits, "portraits")
+    assert entry["name"] == "face/portraits/UTKFace/over one half" and entry["value"] == 0.15
+    assert entry["data"] == "utkface, 200 portraits"
+
+    scores = {
+        "auc": 0.9,
+        "auc_low": 0.8,
+        "auc_high": 0.95,
+        "log_loss": 0.3,
+        "log_loss_low": 0.2,
+        "log_loss_high": 0.4,
+    }
+    first, second = outside.figures(pd.DataFrame({"mean": scores}).T, "dfdc", "test")
+    assert first["name"] == "face/DFDC test/AUC" and first["command"].endswith("--split test")
+    assert (second["value"], second["low"], second["high"]) == (0.3, 0.2, 0.4)
