@@ -11,6 +11,7 @@ import pandas as pd
 from ..kaggle.paths import COMPETITION, input_folder, on_kaggle, project_root, working_folder
 
 REAL, FAKE = 0, 1
+pd.set_option("mode.string_storage", "python")  # Arrow's strings cannot hold names that are not UTF-8
 
 def data_folder() -> Path:
     """Find a data set in DFDC's layout.
