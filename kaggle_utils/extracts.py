@@ -173,9 +173,12 @@ def clip_key(path: Path, frames: int) -> str:
 
 def _parsed(record: Path) -> dict[str, str]:
     try:
-        return dict(json.loads(record.read_text(encoding="utf-8")))
-    except (ValueError, TypeError, RecursionError) as error:
-        raise ValueError(f"{record}: expected a JSON object, what the extracts were made with") from error
+        found = json.loads(record.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError):
+        found = None
+    if not isinstance(found, dict):
+        raise ValueError(f"{record}: expected a JSON object that says what the extracts were made with")
+    return found
 
 
 def _is_made(path: Path, key: str) -> bool:

@@ -73,13 +73,17 @@ for path in sys.argv[2:]:
 
 
 def peak_of(process: subprocess.Popen) -> int:
-    """The most memory in bytes that a process and its descendants hold at one time, until it ends."""
+    """The most memory in bytes that a process and its descendants hold at one time, until it ends.
+
+    A child that has not yet started its program shares the memory of its parent: it is not counted.
+    """
     most, watched = 0, psutil.Process(process.pid)
     while process.poll() is None:
         held = 0
         for one in [watched, *watched.children(recursive=True)]:
             with suppress(psutil.Error):
-                held += one.memory_info().rss
+                if one == watched or one.cmdline() != psutil.Process(one.ppid()).cmdline():
+                    held += one.memory_info().rss
         most = max(most, held)
         time.sleep(0.05)
     return most

@@ -6,7 +6,7 @@ import zipfile
 import pytest
 
 from conftest import ROOT
-from kaggle_utils import Detector, storage, submission
+from kaggle_utils import Detector, check, storage, submission
 from kaggle_utils.datasets import dfdc
 from kaggle_utils.kaggle import push as kaggle_push
 
@@ -59,20 +59,20 @@ def test_a_journal_row_without_a_probability_is_not_finished(tmp_path, row):
 def test_labels_that_kaggle_does_not_read_are_no_numbers(tmp_path, label):
     path = tmp_path / "submission.csv"
     path.write_text(f"filename,label\na.mp4,{label}\n")
-    assert "labels that are not numbers" in submission.problems_of(path)[0]
+    assert "labels that are not numbers" in check.problems_of(path)[0]
 
 
 @pytest.mark.parametrize("label", ["0", "1", "0.5", ".5", "1.", "1e-3", "5E-1"])
 def test_labels_that_kaggle_reads(tmp_path, label):
     path = tmp_path / "submission.csv"
     path.write_text(f"filename,label\na.mp4,{label}\n")
-    assert submission.problems_of(path) == []
+    assert check.problems_of(path) == []
 
 
 def test_check_reads_a_very_long_field(tmp_path):
     path = tmp_path / "submission.csv"
     path.write_text(f"filename,label\n{'a' * 200_000},0.5\n")
-    assert submission.problems_of(path) == []
+    assert check.problems_of(path) == []
 
 
 def test_push_removes_no_folder_that_it_did_not_make(tmp_path):
