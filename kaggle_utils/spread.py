@@ -15,6 +15,7 @@ from typing import Any
 import joblib
 from joblib.externals.loky import get_reusable_executor
 
+from .kaggle import paths
 from .media import children
 
 BACKENDS = ("loky", "dask", "ray")
@@ -163,3 +164,4 @@ def _set_up(parent: int, threads: int) -> None:
     os.environ |= {"TF_NUM_INTRAOP_THREADS": str(threads), "TF_NUM_INTEROP_THREADS": str(threads)}
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     children.end_with(parent)
+    paths.prepare()  # before the first item imports TensorFlow: it is silent then
