@@ -24,6 +24,7 @@ FILES = [
     "docs/*.png",
     "LICENSE",
     "NOTICE",
+    "CITATION.cff",
     "models/results.json",
     "models/detector.json",
     "kernel-metadata.json",
