@@ -254,10 +254,11 @@ def face_pair(person: Person, scene: int, size: int = 224) -> tuple[np.ndarray, 
     plan = Clip("", "", scene, (640, 360), fps=25, seconds=0.04, people=(person,))
     rng = np.random.default_rng((scene, 0))
     track = poses(plan, rng, rng.uniform(0, 3, 1))
-    x, y, _, half_height, _ = face_ellipse(track[0][0], person)
+    ellipse = face_ellipse(track[0][0], person)
+    x, y, _, half_height, _ = ellipse
     side = half_height * rng.uniform(1.5, 1.75)
     corner = np.array([x, y + 0.17 * half_height]) + rng.uniform(-0.05, 0.05, 2) * half_height - side / 2
     cut = np.array([[size / side, 0, -corner[0] * size / side], [0, size / side, -corner[1] * size / side]])
     real = next(clip_frames(plan, rng.uniform(0, 1, 1), track))
-    fake = self_blend(real, face_ellipse(track[0][0], person), rng)
+    fake = self_blend(real, ellipse, rng)
     return tuple(cv2.warpAffine(image, cut, (size, size), flags=cv2.INTER_AREA) for image in (real, fake))
