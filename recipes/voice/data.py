@@ -7,7 +7,7 @@ import tarfile
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 
 import numpy as np
@@ -258,9 +258,13 @@ def pooled(function: Callable, work: list, processes: int) -> list:
     """Apply ``function`` to each item, in order, with this many processes."""
     if processes == 1:
         return [function(item) for item in work]
-    context = multiprocessing.get_context("spawn")  # a forked JAX may hang
-    with ProcessPoolExecutor(processes, mp_context=context) as pool:
-        return list(pool.map(function, work, chunksize=max(1, min(16, len(work) // processes))))
+    return list(_pool(processes).map(function, work, chunksize=max(1, min(16, len(work) // processes))))
+
+
+@cache
+def _pool(processes: int) -> ProcessPoolExecutor:
+    """Kept from call to call: a process takes seconds to start. A forked JAX may hang, hence spawn."""
+    return ProcessPoolExecutor(processes, mp_context=multiprocessing.get_context("spawn"))
 
 
 def recoded(

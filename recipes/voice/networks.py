@@ -3,6 +3,7 @@
 from functools import partial
 
 import keras
+import numpy as np
 from keras import layers
 
 from kaggle_utils.voice.layers import (
@@ -151,11 +152,110 @@ def voice_quality(samples: int = 64600, heard: int = 48000) -> keras.Model:
     last feature maps over time. The network reads the middle ``heard`` samples.
     """
     waveform = keras.Input((samples,), name="samples")
+    x = _quality_convolutions(CompressedSpectrum()(_middle(waveform, heard)))
+    return keras.Model(waveform, {"embedding": MeanAndDeviation(name="embedding")(x)}, name="voice_quality")
+
+
+def _middle(waveform, heard: int):
+    """The middle ``heard`` samples of (n, samples)."""
+    samples = waveform.shape[1]
     edge = (samples - heard) // 2
     x = layers.Cropping1D((edge, samples - heard - edge))(layers.Reshape((samples, 1))(waveform))
-    x = CompressedSpectrum()(layers.Reshape((heard,))(x))
+    return layers.Reshape((heard,))(x)
+
+
+def _quality_convolutions(x):
     for number, filters in enumerate((64, 64, 128, 256, 256, 256)):
         x = layers.ZeroPadding2D((0, 1))(x)
         x = layers.Conv2D(filters, 3, (2 if number else 1, 2 if number == 5 else 1), name=f"conv{number}")(x)
         x = layers.LeakyReLU(negative_slope=0.1)(x)
-    return keras.Model(waveform, {"embedding": MeanAndDeviation(name="embedding")(x)}, name="voice_quality")
+    return x
+
+
+def voice_transformer(
+    samples: int = 64600,
+    heard: int = 48000,
+    width: int = 200,
+    depth: int = 7,
+    dropout: float = 0.5,
+    pretrained: str | None = None,
+) -> keras.Model:
+    """Distill-MOS as a whole (Stahl and Gamper 2025), to be fine-tuned: convolutions and a transformer.
+
+    The embedding joins the attention-pooled transformer (``width``) and 64 units on mean and deviation of the
+    last feature maps. The affine normalisations of the package are part of the layers beside them here, and
+    its positions are a trained bias.
+
+    Args:
+        pretrained: the file ``distill_mos_v7.pt`` (MIT, package distillmos 0.9.1), which PyTorch reads.
+            None: random weights.
+    """
+    waveform = keras.Input((samples,), name="samples")
+    maps = _quality_convolutions(SpecAugment()(CompressedSpectrum()(_middle(waveform, heard))))
+    frames, wide = maps.shape[2], maps.shape[1] * maps.shape[3]
+    x = layers.Reshape((frames, wide))(layers.Permute((2, 3, 1))(maps))  # a feature is channel, then band
+    x = layers.EinsumDense("btc,cd->btd", (frames, width), bias_axes="td", name="projection")(x)
+    for number in range(depth):
+        attended = layers.MultiHeadAttention(8, width // 8, name=f"attention{number}")(x, x)
+        x = layers.Add()([x, layers.Dropout(0.1)(attended)])
+        x = layers.LayerNormalization(epsilon=1e-5, name=f"norm{number}a")(x)
+        dense = layers.Dense(2 * width, activation="relu", name=f"dense{number}a")(x)
+        dense = layers.Dropout(0.1)(layers.Dense(width, name=f"dense{number}b")(dense))
+        x = layers.LayerNormalization(epsilon=1e-5, name=f"norm{number}b")(layers.Add()([x, dense]))
+    weight = layers.Dense(1, name="pool_b")(layers.Dense(2 * width, activation="relu", name="pool_a")(x))
+    pooled = layers.Dot(1)([layers.Softmax(1, dtype="float32")(weight), x])
+    pooled = layers.Reshape((width,), name="pooled")(pooled)
+    statistics = layers.LayerNormalization(name="statistics")(MeanAndDeviation()(maps))
+    statistics = layers.LeakyReLU(negative_slope=0.1)(layers.Dense(64)(layers.Dropout(dropout)(statistics)))
+    x = concat(layers.Dropout(dropout / 2)(pooled), statistics, name="embedding")
+    network = keras.Model(waveform, {"embedding": x}, name="voice_transformer")
+    if pretrained:
+        load_distill_mos(network, pretrained)
+    return network
+
+
+def load_distill_mos(network: keras.Model, path: str) -> None:
+    """Give :func:`voice_transformer` the weights of the package, except its head."""
+    import torch
+
+    weights = torch.load(path, map_location="cpu", weights_only=True)["model"]
+    weights = {name: value.double().numpy() for name, value in weights.items()}
+
+    def affine(name):
+        scale = weights[f"{name}.weight"] / np.sqrt(weights[f"{name}.running_var"] + 1e-5)
+        return scale, weights[f"{name}.bias"] - scale * weights[f"{name}.running_mean"]
+
+    def give(layer, *values):
+        shapes = [variable.shape for variable in network.get_layer(layer).weights]
+        network.get_layer(layer).set_weights(
+            [np.reshape(value, shape) for value, shape in zip(values, shapes, strict=True)]
+        )
+
+    for number in range(6):
+        conv = f"cnn.cnn.{2 * number}"
+        give(f"conv{number}", weights[f"{conv}.weight"].transpose(2, 3, 1, 0), weights[f"{conv}.bias"])
+    top = "transformer_pool_attn."
+    (scale, shift), (again, more) = affine(f"{top}norm_input"), affine(f"{top}transformer.norm")
+    kernel = weights[f"{top}transformer.linear_proj.weight"].T
+    positions = weights[f"{top}transformer.position_encoding.pe"][0]
+    bias = weights[f"{top}transformer.linear_proj.bias"] + (shift * again + more) @ kernel
+    frames = network.get_layer("projection").output.shape[1]
+    give("projection", (scale * again)[:, None] * kernel, bias + positions[:frames])
+    depth = sum(layer.name.startswith("attention") for layer in network.layers)
+    for number in range(depth):
+        name = f"{top}transformer.transformer_encoder.layers.{number}"
+        parts = np.split(weights[f"{name}.self_attn.in_proj_weight"], 3)
+        biases = np.split(weights[f"{name}.self_attn.in_proj_bias"], 3)
+        query_key_value = [each for part, bias in zip(parts, biases, strict=True) for each in (part.T, bias)]
+        out = weights[f"{name}.self_attn.out_proj.weight"].T, weights[f"{name}.self_attn.out_proj.bias"]
+        give(f"attention{number}", *query_key_value, *out)
+        give(f"norm{number}a", weights[f"{name}.norm1.weight"], weights[f"{name}.norm1.bias"])
+        give(f"dense{number}a", weights[f"{name}.linear1.weight"].T, weights[f"{name}.linear1.bias"])
+        give(f"dense{number}b", weights[f"{name}.linear2.weight"].T, weights[f"{name}.linear2.bias"])
+        scale, shift = weights[f"{name}.norm2.weight"], weights[f"{name}.norm2.bias"]
+        if number == depth - 1:
+            last, more = affine(f"{top}norm_trans")
+            scale, shift = scale * last, shift * last + more
+        give(f"norm{number}b", scale, shift)
+    for ours, theirs in {"pool_a": "linear1", "pool_b": "linear2"}.items():
+        give(ours, weights[f"{top}pool.{theirs}.weight"].T, weights[f"{top}pool.{theirs}.bias"])

@@ -48,6 +48,8 @@ class VoiceSettings:
         recoded: fraction of the voices that are replaced by a copy through a codec, if there are copies.
         shortened: fraction of the voices that are cut to between half a window and a window, and repeated.
         average: decay of the moving average of the weights, which the run returns; None: the last weights.
+        tuning: factor of the learning rate of pretrained layers. ranking: weight of a loss that ranks each
+            spoofed voice above the bona fide voice beside it (both only in ``fleet``).
         policy: dtype policy; None: the fastest on this machine.
     """
 
@@ -63,6 +65,8 @@ class VoiceSettings:
     weight_decay: float = 2e-2
     label_smoothing: float = 0.05
     average: float | None = 0.998
+    tuning: float = 1.0
+    ranking: float = 0.0
     same_utterance: float = 0.5
     same_page: float = 0.7
     augment: dict | None = field(default_factory=dict)
@@ -124,6 +128,7 @@ class VoiceBatches(keras.utils.PyDataset):
         self.page_share = size / size.sum()
         keys = table["pair_key"].iloc[reals]
         self.of_key = {key: reals[keys == key] for key in keys.unique() if key}
+        self.beside = list(zip(table["pair_key"], table["page"], strict=True))
 
     @property
     def num_batches(self) -> int:
@@ -131,32 +136,45 @@ class VoiceBatches(keras.utils.PyDataset):
 
     def __getitem__(self, index: int) -> tuple[np.ndarray, np.ndarray]:
         """int16 (batch_size, length) and labels float32 (batch_size, 1)."""
+        drawn = self.draw(index)
+        samples = [
+            np.resize(self.versions(row)[version][start : start + kept], self.settings.length)
+            for row, version, start, kept in drawn
+        ]
+        labels = self.voices.table["label"].to_numpy(np.float32)[drawn[:, 0]]
+        return np.stack(samples), labels[:, None]
+
+    def versions(self, row: int) -> list[np.ndarray]:
+        """A voice as recorded, and its copies."""
+        return [self.voices.samples[row], *(self.voices.copies[row] if self.voices.copies else [])]
+
+    def draw(self, index: int) -> np.ndarray:
+        """Row, version, first sample and number of samples of each window: int (batch_size, 4).
+
+        The spoofed voices come first; the bona fide voice paired with each follows in the same order.
+        """
         random = np.random.default_rng([self.settings.seed, self.epoch, index])
         fakes = random.choice(len(self.share), self.settings.batch_size // 2, p=self.share)
         rows = np.concatenate([fakes, [self._beside(row, random) for row in fakes]])
-        samples = np.stack([self._window(self._version(row, random), random) for row in rows])
-        return samples, self.voices.table["label"].to_numpy(np.float32)[rows][:, None]
+        return np.array([self._window(row, random) for row in rows])
 
     def _beside(self, fake: int, random: np.random.Generator) -> int:
-        same_utterance = self.of_key.get(self.voices.table["pair_key"].iat[fake])
+        key, page = self.beside[fake]
+        same_utterance = self.of_key.get(key)
         if same_utterance is not None and random.random() < self.settings.same_utterance:
             return random.choice(same_utterance)
-        same_page = self.of_page.get(self.voices.table["page"].iat[fake])
+        same_page = self.of_page.get(page)
         if same_page is not None and random.random() < self.settings.same_page:
             return random.choice(same_page)
         return random.choice(self.pages[random.choice(len(self.pages), p=self.page_share)])
 
-    def _version(self, row: int, random: np.random.Generator) -> np.ndarray:
-        copies = self.voices.copies[row] if self.voices.copies else []
-        if len(copies) and random.random() < self.settings.recoded:
-            return copies[random.integers(len(copies))]
-        return self.voices.samples[row]
-
-    def _window(self, samples: np.ndarray, random: np.random.Generator) -> np.ndarray:
-        length = self.settings.length
+    def _window(self, row: int, random: np.random.Generator) -> tuple[int, int, int, int]:
+        versions, version, length = self.versions(row), 0, self.settings.length
+        if len(versions) > 1 and random.random() < self.settings.recoded:
+            version = 1 + random.integers(len(versions) - 1)
         kept = length if random.random() > self.settings.shortened else random.integers(length // 2, length)
-        start = random.integers(max(len(samples) - kept, 0) + 1)
-        return np.resize(samples[start : start + kept], length)
+        start = random.integers(max(len(versions[version]) - kept, 0) + 1)
+        return row, version, start, min(kept, len(versions[version]) - start)
 
 
 # --- runs ---------------------------------------------------------------------------------------------------
