@@ -113,7 +113,8 @@ class _Prepared(keras.layers.Layer):
         opinions = [
             ops.cast(teacher(pixels, training=False)["logit"], "float32")[:, 0] for teacher in self.teachers
         ]
-        return ops.cast(pixels, "uint8"), sum(opinions) / max(len(opinions), 1)
+        opinion = sum(opinions) / len(opinions) if opinions else ops.zeros_like(pixels[:, 0, 0, 0])
+        return ops.cast(pixels, "uint8"), opinion
 
 
 def pool_maker(settings, teachers: Sequence[keras.Model], made: int) -> tuple[Callable, list]:
@@ -561,7 +562,7 @@ def nuisances(crop: np.ndarray) -> list[float]:
 class Keeper:
     """Writes logits and tables into ``folder`` and an archive of them, in pieces, into ``output``."""
 
-    PIECE = 15_000_000
+    PIECE = 15_500_000  # bytes
 
     def __init__(self, output: Path, folder: Path):
         self.output, self.folder = output, folder
