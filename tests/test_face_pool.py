@@ -27,10 +27,11 @@ from recipes.face.data import keep_aside
 from recipes.face.training import FaceSettings
 
 folder = Path(sys.argv[1])
+keras.utils.set_random_seed(0)
 pixels = keras.Input((None, None, 3))
 x = layers.Conv2D(8, 5, 2, use_bias=False)(layers.Rescaling(1 / 255)(pixels))
-x = layers.ReLU()(layers.BatchNormalization()(x))
-x = layers.Dense(8, "relu", name="embedding")(layers.GlobalAveragePooling2D()(x))
+x = layers.LeakyReLU()(layers.BatchNormalization()(x))
+x = layers.Dense(8, "tanh", name="embedding")(layers.GlobalAveragePooling2D()(x))
 network = keras.Model(pixels, {"embedding": x, "logit": layers.Dense(1, name="logit")(x)})
 storage.save_network(network, folder / "face.keras", "float32")
 
@@ -38,7 +39,7 @@ faces = drawn_faces(24, 32)
 table = faces.table.assign(source="web", person=faces.table["group"], generator="", fold=-1)
 table.loc[table["group"].isin(["real0", "real1"]), "fold"] = 3
 faces.table = table
-settings = FaceSettings(size=32, crop_size=32, self_blended=0.2, mixed=0.2, taught=0.5, seed=1, pairs=16)
+settings = FaceSettings(size=32, crop_size=32, self_blended=0.2, mixed=0.2, taught=0.2, seed=1, pairs=16)
 sizes = replace(pools.SMALL, chunk=32, made=16, batch=8, row=16)
 teacher = storage.load_network(folder / "face.keras")
 pool = pools.make_pool(faces, settings, [teacher], sizes)
@@ -49,7 +50,7 @@ places = np.concatenate([rows for (_, _, rows), _ in zip(draw, range(40))])
 with ThreadPoolExecutor(2) as threads:
     trainer = pools.Trainer(folder / "face.keras", sizes, threads, 32)
     plain = jax.jit(pools.plain_pixels)
-    average = pools.train(trainer, pool, draw, 60, 1e-2, plain)
+    average = pools.train(trainer, pool, draw, 150, 1e-2, plain)
     logits = trainer.logits(average, faces.crops, False)
     trainer.save([np.asarray(value) for value in average], folder / "new.keras")
 new = storage.load_network(folder / "new.keras")
