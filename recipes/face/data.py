@@ -69,22 +69,25 @@ def split_by_part(table: pd.DataFrame) -> pd.DataFrame:
     return table.assign(split=split)
 
 
-def load_face_crops(folder: str | Path, table: pd.DataFrame, cache: str | Path | None = None) -> np.ndarray:
+def load_face_crops(
+    folder: str | Path, table: pd.DataFrame, cache: str | Path | None = None, size: int = CROP_SIZE
+) -> np.ndarray:
     """Read the crops that ``table`` names from their archives, in the table's order.
 
     Args:
         folder: holds ``faces_*.tar.xz``.
         table: rows of :func:`read_face_table`.
         cache: a ``.npy`` file. The first call writes it; later calls map it into memory.
+        size: side in pixels; crops of another side are resized.
 
     Returns:
-        uint8 RGB (N, 224, 224, 3).
+        uint8 RGB (N, size, size, 3).
 
     Raises:
         FileNotFoundError: crops that the table names are missing from the archives.
         ValueError: the cache was made for another table.
     """
-    shape = (len(table), CROP_SIZE, CROP_SIZE, 3)
+    shape = (len(table), size, size, 3)
     if cache is not None and Path(cache).is_file():
         crops = np.load(cache, mmap_mode="r", allow_pickle=False)
         if crops.shape != shape:
@@ -114,9 +117,16 @@ def _unpack(archive: Path, rows: dict[str, int], crops: np.ndarray) -> set[str]:
             stem = Path(member.name).stem
             if member.isfile() and stem in rows:
                 encoded = np.frombuffer(members.extractfile(member).read(), np.uint8)
-                crops[rows[stem]] = cv2.cvtColor(cv2.imdecode(encoded, cv2.IMREAD_COLOR), cv2.COLOR_BGR2RGB)
+                crop = cv2.cvtColor(cv2.imdecode(encoded, cv2.IMREAD_COLOR), cv2.COLOR_BGR2RGB)
+                crops[rows[stem]] = crop if crop.shape == crops.shape[1:] else _resized(crop, crops.shape[1])
                 found.add(stem)
     return found
+
+
+def _resized(crop: np.ndarray, size: int) -> np.ndarray:
+    """As ``framing.cut`` resizes: cubic to enlarge, areas to shrink."""
+    method = cv2.INTER_CUBIC if crop.shape[0] < size else cv2.INTER_AREA
+    return cv2.resize(crop, (size, size), interpolation=method)
 
 
 def sample_balanced(labels: Iterable[int], count: int, seed: int = 0) -> np.ndarray:
@@ -186,7 +196,9 @@ def joined(parts: Sequence[Faces]) -> Faces:
     return Faces(pd.concat([part.table for part in parts], ignore_index=True), *arrays)
 
 
-def read_faces(folder: str | Path, cache: str | Path | None = None, more: bool = False) -> Faces:
+def read_faces(
+    folder: str | Path, cache: str | Path | None = None, more: bool = False, size: int = CROP_SIZE
+) -> Faces:
     """Read the DFDC training faces with their splits and landmarks.
 
     A crop in which no landmarks were found gets the mean landmarks.
@@ -196,6 +208,7 @@ def read_faces(folder: str | Path, cache: str | Path | None = None, more: bool =
         cache: a ``.npy`` file for the decoded crops (5.7 GB), written by the first call.
         more: also read the fakes of ``more_faces.csv`` from the training parts whose crops are in
             ``faces_more.tar``.
+        size: side of the crops in pixels.
     """
     table = split_by_part(read_face_table(folder))
     if more:
@@ -210,7 +223,7 @@ def read_faces(folder: str | Path, cache: str | Path | None = None, more: bool =
         raise ValueError(f"{folder}/landmarks.npz: expected landmarks of every crop, "
                          f"found none for {missing.sum()}")
     points = np.concatenate([points, mean_landmarks(CROP_SIZE)[None]])[row.fillna(-1).to_numpy(int)]
-    return Faces(table, load_face_crops(folder, table, cache), points)
+    return Faces(table, load_face_crops(folder, table, cache, size), points * np.float32(size / CROP_SIZE))
 
 
 def _more_fakes(folder: Path, table: pd.DataFrame) -> pd.DataFrame:
@@ -232,12 +245,12 @@ def check_kept_aside(table: pd.DataFrame) -> None:
         raise ValueError(f"expected no crop of DFDC's parts 0 to 8, found {some}")
 
 
-def read_set(folder: str | Path) -> Faces:
+def read_set(folder: str | Path, size: int = CROP_SIZE) -> Faces:
     """Read tight crops from a source other than DFDC, as ``preparation.prepare_stills`` writes them.
 
     ``faces_0.csv`` has the columns ``stem``, ``label`` (0, 1), ``source``, ``generator``, ``person``,
     ``clip`` (for video), ``fold``, ``split``, ``source_px`` and ``width``. ``faces_0.tar`` holds the JPEGs
-    and ``landmarks.npz`` the 81 points.
+    and ``landmarks.npz`` the 81 points in a crop of ``CROP_SIZE``. The crops are resized to ``size``.
     """
     folder = Path(folder)
     table = pd.read_csv(folder / "faces_0.csv", dtype={"clip": str})
@@ -246,7 +259,8 @@ def read_set(folder: str | Path) -> Faces:
     with np.load(folder / "landmarks.npz", allow_pickle=False) as file:
         points, presence = file["points"].astype(np.float32), file["presence"]
     points[presence < LANDMARK_PRESENCE] = mean_landmarks(CROP_SIZE)
-    return Faces(table, load_face_crops(folder, table), points, table["width"].to_numpy(np.float32))
+    crops, points = load_face_crops(folder, table, size=size), points * np.float32(size / CROP_SIZE)
+    return Faces(table, crops, points, table["width"].to_numpy(np.float32))
 
 
 def keep_aside(faces: Faces, folds: Sequence[int]) -> Faces:

@@ -74,6 +74,8 @@ class FaceBatches(keras.utils.PyDataset):
         order = random.permutation(order[: blended + twins])
         kinds = np.full(count, LABELLED)
         kinds[order[:blended]], kinds[order[blended:]] = BLENDED, TWIN
+        if self.twins:
+            kinds[(kinds == TWIN) & ~np.isin(reals, list(self.twins))] = BLENDED
         fakes = reals.copy()  # self-blended fakes and twins are paired with their originals
         fakes[kinds == LABELLED] = self._drawn(self.fakes, settings.fakes_of, count - blended - twins, random)
         self._rows = np.stack([reals, fakes], axis=1).ravel()

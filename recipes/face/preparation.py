@@ -26,6 +26,7 @@ from recipes.face.landmarks import mean_landmarks
 KEPT_ASIDE = range(9)  # DFDC's parts 0–8 are reserved for independent tests: no network is trained on them
 BORDER = 50  # px added around a crop before the search for landmarks
 JPEG_QUALITY = 95
+SET_SIDE = 256  # px, of the crops of stills and web clips, as the detector cuts them
 # Of the 468 points: jaw, brows, nose, eyes, mouth (the usual 68), then 13 of the forehead.
 POINTS = [
     162,
@@ -204,13 +205,13 @@ def prepare_stills(
             picture = cv2.imread(str(file))[..., ::-1]
             if faces := finder([np.ascontiguousarray(picture)])[0]:
                 box = tight_box(max(faces, key=lambda face: face.side).box)
-                crops.append(cut(picture, box, CROP_SIZE))
+                crops.append(cut(picture, box, SET_SIDE))
                 judges = folder.name == "stylegan2" or (not label and is_kept_portrait(file.name))
                 rows.append(
                     {
                         "stem": f"{folder.name}_{file.name.split('.')[0]}",
                         "label": label,
-                        "source": "stills",
+                        "source": "stills" if folder.name == "utkface" else "portraits",
                         "generator": folder.name,
                         "person": file.stem,
                         "clip": "",
@@ -235,8 +236,7 @@ def prepare_web(
             people = extract_faces(video.read_frames(files[0], frames).images, finder, rows=frames)[:2]
         for person in people:
             for number in np.flatnonzero(np.array(person.sources) == "detected"):
-                image, size = person.images[number], (CROP_SIZE, CROP_SIZE)
-                crops.append(cv2.resize(image, size, interpolation=cv2.INTER_AREA))
+                crops.append(person.images[number])
                 rows.append(
                     {
                         "stem": f"{clip['clip']}_{person.track}_{number}",
@@ -259,7 +259,8 @@ def _write(output: Path, table: pd.DataFrame, crops: list[np.ndarray], archive: 
     output.mkdir(parents=True, exist_ok=True)
     table.to_csv(output / "faces_0.csv", index=False)
     names = table["videoname"] if "videoname" in table else table["stem"]
-    points, presence = find_landmarks(np.stack(crops))
+    small = [cv2.resize(crop, (CROP_SIZE, CROP_SIZE), interpolation=cv2.INTER_AREA) for crop in crops]
+    points, presence = find_landmarks(np.stack(small))
     np.savez_compressed(
         output / "landmarks.npz",
         name=names.to_numpy(str),

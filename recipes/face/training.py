@@ -24,6 +24,7 @@ from recipes import blocks
 from recipes.face import networks as face_networks
 from recipes.face.augment import FaceAugment
 from recipes.face.data import (
+    CROP_SIZE,
     Faces,
     is_unaltered,
     joined,
@@ -83,6 +84,7 @@ class FaceSettings:
             reals and among the labelled fakes; None: as in the data. Sources other than DFDC are self-blended
             ``ELSEWHERE`` times as often.
         folds: folds of ``web_faces`` that are held out as the split ``web``, with all people in them.
+        crop_size: side of the crops in memory, in pixels; those of other sides are resized.
         located: weight of an auxiliary task, to locate the blended region (``LocalisationLoss``); 0: none.
         teachers: ``.keras`` files of face networks. Their mean logit on the same augmented crops gives a
             second target (distillation, Hinton et al. 2015).
@@ -117,6 +119,7 @@ class FaceSettings:
     reals_of: dict | None = None
     fakes_of: dict | None = None
     folds: tuple[int, ...] = ()
+    crop_size: int = CROP_SIZE
     located: float = 0.0
     teachers: tuple[str, ...] = ()
     taught: float = 0.7
@@ -451,10 +454,22 @@ WIDE = FaceSettings(
     taught=0.6,
     taught_sources=("dfdc",),
 )
+WIDE_POOL = replace(  # of recipes.face.pool, whose runs share these crops
+    WIDE,
+    name="wide_pool",
+    crop_size=256,
+    seed=61,
+    self_blended=0.26,
+    twins=0.18,
+    augment={"in_place": 0.2, "zoom": 1.2, "quality": 0.6},
+    reals_of={"dfdc": 0.50, "web": 0.20, "stills": 0.06, "portraits": 0.14, "frames": 0.10},
+    fakes_of={"dfdc": 0.60, "web": 0.26, "portraits": 0.14},
+)
 RUNS = {
     run.name: run
     for run in (
         WIDE,
+        WIDE_POOL,
         replace(
             WIDE, name="wide_efficientnet", network="efficientnet_lite", start="efficientnet_lite", seed=52
         ),
@@ -540,10 +555,10 @@ def read_sources(settings: FaceSettings, data: str | Path, cache: str | Path | N
     ``web``.
     """
     data = Path(data)
-    parts = [read_faces(data / "dfdc_faces", cache, settings.more_fakes)]
-    parts += [read_set(data / "face_sets" / source) for source in settings.sets]
+    parts = [read_faces(data / "dfdc_faces", cache, settings.more_fakes, settings.crop_size)]
+    parts += [read_set(data / "face_sets" / source, settings.crop_size) for source in settings.sets]
     if settings.real_frames:
-        parts.append(read_real_frames(data / "real_frames"))
+        parts.append(read_real_frames(data / "real_frames", settings.crop_size))
     return keep_aside(joined(parts) if len(parts) > 1 else parts[0], settings.folds)
 
 
