@@ -267,6 +267,7 @@ def desk(tmp_path, monkeypatch):
 
     monkeypatch.setattr(desks, "warm_up", lambda detector: None)
     monkeypatch.setattr(desks.report, "study", study)
+    desks.IDLE_S = 1e6  # for good: a desk's thread outlives its test, and would stop the reader of later tests
     made = desks.Desk(tmp_path, Standing, lambda: None, 60)
     made.gate = gate
     yield made

@@ -281,8 +281,8 @@ CASES = [
     Case("nearly antiphase.mp4", panned(0.9, -1), heard(1.0)),
     Case("left alone.mp4", panned(1, 0), heard(0.5)),
 ]
-if OLD_FFMPEG:  # it writes no display matrix that mirrors, and lacks some filters' options
-    CASES = [case for case in CASES if "-display_hflip" not in case.name]
+if OLD_FFMPEG:  # it writes no display matrix that mirrors, and crashes at transport streams
+    CASES = [case for case in CASES if not ("turning" in case.name or "-display_hflip" in case.name)]
 
 
 def shape_is(seen: Seen, width: int) -> None:

@@ -87,6 +87,15 @@ def test_a_decoder_that_dies_is_replaced(clip, reader):
     assert len(isolation.read_frames(clip, 2).images) == 2
 
 
+@pytest.mark.skipif(os.name != "posix", reason="halts a process by a signal")
+def test_a_decoder_that_is_stopped_from_another_thread(clip, reader):
+    os.kill(reader, signal.SIGSTOP)  # so that it is stopped while it has a clip
+    threading.Timer(0.5, isolation.stop_reading).start()
+    with pytest.raises(UnreadableClip, match="its decoder (was stopped|crashed)"):
+        isolation.read_frames(clip, 2)
+    assert len(isolation.read_frames(clip, 2).images) == 2
+
+
 def test_what_a_process_started_ends_with_it(worker):
     started = worker.call(60, start_sleeper)
     with pytest.raises(TimeoutError):

@@ -17,7 +17,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 from joblib.externals.loky import ProcessPoolExecutor
-from joblib.externals.loky.process_executor import BrokenProcessPool
+from joblib.externals.loky.process_executor import BrokenProcessPool, ShutdownExecutorError
 
 from .. import disk
 from . import children, video
@@ -42,7 +42,7 @@ class Worker:
             self._pool = self._pool or _start()
             try:
                 return self._pool.submit(function, *arguments).result(limit_s)
-            except (TimeoutError, BrokenProcessPool, KeyboardInterrupt):
+            except (TimeoutError, BrokenProcessPool, ShutdownExecutorError, KeyboardInterrupt):
                 self.stop()
                 raise
 
@@ -74,6 +74,8 @@ def read_frames(path: str | Path, count: int = 10) -> video.Frames:
         raise video.UnreadableClip(path, f"the picture was not decoded in {limit_s:.0f} s") from error
     except BrokenProcessPool as error:
         raise video.UnreadableClip(path, "its decoder crashed") from error
+    except ShutdownExecutorError as error:
+        raise video.UnreadableClip(path, "its decoder was stopped") from error
     except (MemoryError, cv2.error) as error:
         raise video.UnreadableClip(path, "decoding needs too much memory") from error
 
