@@ -58,7 +58,8 @@ MARKED = re.compile(r"<!-- (?P<name>[^<>]+?)(?P<percent> %)? -->(?P<text>[^<>]*)
 def fill(text: str, folder: str | Path | None = None) -> str:
     """Write the figures into a text that marks their places: ``<!-- NAME -->0.956 (0.948–0.963)<!-- / -->``.
 
-    With `` %`` behind the name the figure appears as a percentage with one decimal.
+    With `` %`` behind the name the figure appears as a percentage with one decimal. A figure over ten has one
+    decimal, too.
 
     Raises:
         KeyError: a mark names no figure.
@@ -67,7 +68,7 @@ def fill(text: str, folder: str | Path | None = None) -> str:
 
     def written(match: re.Match) -> str:
         row = table.loc[match["name"]]
-        scale, digits, unit = (100, 1, " %") if match["percent"] else (1, 3, "")
+        scale, digits, unit = (100, 1, " %") if match["percent"] else (1, 3 if row["value"] < 10 else 1, "")
         numbers = [f"{scale * row[column]:.{digits}f}" for column in ("value", "low", "high")]
         interval = "" if pd.isna(row["low"]) else f" ({numbers[1]}–{numbers[2]})"
         return f"<!-- {match['name']}{match['percent'] or ''} -->{numbers[0]}{unit}{interval}<!-- / -->"
