@@ -6,12 +6,14 @@ import os
 import shutil
 import signal
 import time
+from contextlib import suppress
 from pathlib import Path
 from urllib.parse import urlsplit
 
 import pytest
 from browser import addresses, app, browser
 from helpers import ffmpeg
+from selenium.common.exceptions import StaleElementReferenceException
 from test_report import clip_with
 
 from kaggle_utils.app import desk as desks
@@ -22,17 +24,25 @@ EVIL = "<img src=x onerror=alert(1)>.mp4"
 
 
 def wait_for(condition, seconds: float = LONG_S):
-    """The first true value of ``condition``."""
+    """The first true value of ``condition``; an element that the page replaced meanwhile is looked for again."""
     end = time.monotonic() + seconds
     while time.monotonic() < end:
-        if value := condition():
-            return value
+        with suppress(StaleElementReferenceException):
+            if value := condition():
+                return value
         time.sleep(0.1)
     raise AssertionError("waited in vain")
 
 
+def texts(window, selector: str) -> list[str]:
+    """The visible texts of all matches, read in one step: the page may replace an element between two."""
+    return window.execute_script(
+        "return [...document.querySelectorAll(arguments[0])].map(element => element.innerText)", selector
+    )
+
+
 def rows(window) -> list[str]:
-    return [row.text for row in window.find_elements("css selector", "#clips li")]
+    return texts(window, "#clips li")
 
 
 def choose(window, *paths) -> None:
@@ -73,7 +83,7 @@ def test_upload_progress_report_save_and_a_second_clip(page, miniature, served):
     seen = set()
 
     def shown():
-        seen.update(step.text.partition(",")[0] for step in page.find_elements("css selector", ".step"))
+        seen.update(step.partition(",")[0] for step in texts(page, ".step"))
         return page.find_element("id", "result").is_displayed()
 
     wait_for(shown)
