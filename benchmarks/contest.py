@@ -38,8 +38,7 @@ def serve(work: Callable[[str, Stopwatch], list | None]) -> None:
     """Answer each path with the seconds that ``work(path, stopwatch)`` took and the boxes that it returned.
 
     ``work`` returns for each of the ten frames its faces as x, y, width, height in pixels (and perhaps more),
-    or None where
-    it looks for none.
+    or None where it looks for none.
     """
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # what a library prints must not come between the answers

@@ -4,10 +4,8 @@ as VP9.
     python benchmarks/delivery.py [--data FOLDER] [--output work/delivery.csv]
 
 Nine clips of the research data (five REAL, four FAKE), each in every delivery. Prints P(fake) of the face
-and, of the real
-clips, the largest rise; writes one row for each delivery with the face's side and sharpness, from which the
-thresholds of
-``face.quality`` were read.
+and, of the real clips, the largest rise; writes one row for each delivery with the face's side and sharpness,
+from which the thresholds of ``face.quality`` were read.
 """
 
 import argparse

@@ -3,14 +3,12 @@
     KERAS_BACKEND=jax python benchmarks/gpus.py --data FOLDER --cache FILE.npy --devices 1 2
 
 Compilation takes most of the time, once for each number of devices: where minutes are dear, call it with
-``--devices 1``
-and ``--devices 2`` apart.
+``--devices 1`` and ``--devices 2`` apart.
 
 The step is that of ``face_training`` (augmentation, network, AdamW with averaged weights). Each number of
 devices is timed
 twice after compilation: with batches as training gathers them, and with one batch over and over, which leaves
-the host
-nothing to do. ``busy`` is the share of the time in which kernels ran, from ``nvidia-smi``.
+the host nothing to do. ``busy`` is the share of the time in which kernels ran, from ``nvidia-smi``.
 """
 
 import argparse

@@ -2,8 +2,8 @@
 benchmarks/growth.py``.
 
 Each point is a process of its own, which scores its clips with ``Detector.predict_folder`` after one clip to
-warm up. The
-clips are made from a real one (DEEPFAKE_DATA), else from one of the miniature, without encoding it anew.
+warm up. The clips are made from a real one (DEEPFAKE_DATA), else from one of the miniature, without encoding
+it anew.
 """
 
 import argparse

@@ -2,10 +2,8 @@
 peers' environments.
 
 All contestants are processes that stay; one at a time is given a clip, in turn, round after round, so that a
-busy moment of
-the machine meets all alike. The first pass over all clips is not timed; it counts the faces. DEEPFAKE_DATA
-names the real
-clips, else the miniature's serve.
+busy moment of the machine meets all alike. The first pass over all clips is not timed; it counts the faces.
+DEEPFAKE_DATA names the real clips, else the miniature's serve.
 """
 
 import argparse
@@ -241,6 +239,7 @@ def main() -> None:
                 one.seconds.append(one.look(clip))
     table = summarise(contestants, [clip.name for clip in clips])
     print(table.round(2).to_string())
+    options.environments.mkdir(parents=True, exist_ok=True)
     table.to_csv(options.environments / "table.csv")
     draw(table, options.chart)
 

@@ -2,9 +2,8 @@
 
 A linear correction reads means and deviations of a network's grids (``blocks.with_statistics``). Logistic
 regression fits it on web clips, portraits and real frames: the networks' mean logit is the offset, a ridge
-keeps
-it small, and a penalty holds it at zero on DFDC. That takes minutes on a CPU, as the networks stay as they
-are:
+keeps it small, and a penalty holds it at zero on DFDC. That takes minutes on a CPU, as the networks stay as
+they are:
 ``python -m recipes train face correction``.
 """
 

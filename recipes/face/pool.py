@@ -6,8 +6,7 @@ DATA is the folder of research data with ``face_sets``; FOLDER holds ``face.kera
 ``face_efficientnet.keras`` of before they knew ``web_faces``. Augmentation, self-blending and the teachers'
 opinions are computed once. A run draws its crops from the pool without those of the folds that it holds out,
 so that a network is trained as fast as the GPU can. Batch normalisation keeps its statistics; its offsets are
-trained.
-Needs JAX. What does not fit into the minutes is left out, the most valuable runs come first.
+trained. Needs JAX. What does not fit into the minutes is left out, the most valuable runs come first.
 """
 
 import argparse
