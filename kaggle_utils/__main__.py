@@ -169,7 +169,7 @@ def run_predict(options: argparse.Namespace) -> None:
         raise ValueError(f"{source}: --cache, --table, --jobs and --backend are for a folder of clips")
     detector = Detector.load(options.models, prior=options.prior)
     if source.is_file():
-        print(json.dumps(detector.predict(source).to_dict(), indent=1))
+        print(json.dumps(_rounded(detector.predict(source).to_dict()), indent=1))
         return
     output = options.output or paths.working_folder() / "submission.csv"
     table = detector.predict_folder(source, output, hours=options.hours, cache=options.cache,
@@ -181,6 +181,15 @@ def run_predict(options: argparse.Namespace) -> None:
         print(f"tables: {clips}, {crops}")
     for name, path in draw(table, output).items():
         print(f"{name}: {path}")
+
+
+def _rounded(value):
+    """The same JSON value with at most four decimals in every number."""
+    if isinstance(value, dict):
+        return {key: _rounded(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_rounded(item) for item in value]
+    return round(value, 4) if isinstance(value, float) else value
 
 
 def summary(table) -> str:
@@ -251,7 +260,9 @@ def run_report(options: argparse.Namespace) -> None:
     if not options.source.is_file():
         raise FileNotFoundError(f"{options.source}: expected a clip or a folder")
     output = options.output or disk.fitting(paths.working_folder() / f"{options.source.stem}.html")
-    found = write_report(options.source, output, Detector.load(options.models, prior=options.prior))
+    print("loading the networks", file=sys.stderr)
+    detector = Detector.load(options.models, prior=options.prior)
+    found = write_report(options.source, output, detector, lambda stage: print(stage, file=sys.stderr))
     print(f"{options.source.name}: {found.zone.name}, P(fake) {percent(found.verdict.probability)}\n{output}")
 
 

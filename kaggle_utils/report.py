@@ -147,13 +147,14 @@ class Study:
         return zone_of(self.verdict.probability if known else math.nan)
 
 
-def write_report(path: str | Path, output: str | Path, detector: Detector) -> Study:
-    """Write the page of one clip to ``output``.
+def write_report(path: str | Path, output: str | Path, detector: Detector,
+                 progress: Callable[[str], None] | None = None) -> Study:
+    """Write the page of one clip to ``output``; ``progress`` as in :func:`study`.
 
     Raises:
         FileNotFoundError: ``path`` is not a file.
     """
-    found = study(path, detector)
+    found = study(path, detector, progress)
     disk.replace(output, page(found))
     return found
 

@@ -1,5 +1,4 @@
-"""The notebooks as Kaggle runs them: everything attached under a read-only folder in one of its layouts, no
-internet.
+"""The notebooks as Kaggle runs them: all is attached under a read-only folder in one of its layouts, no internet.
 
 ``make test`` runs notebook 07 from each layout; ``make test-mounts``, which sets ``DEEPFAKE_MOUNTS=all``, all
 the others too.
@@ -24,9 +23,8 @@ from recipes import blocks
 from recipes.face import networks as face_networks
 from recipes.voice import networks as voice_networks
 
-# Kaggle's two layouts, and within the later one other things than a data set that may hold the package: where
-# a thing called
-# {slug} holds the package, and where the competition lies
+# Kaggle's two layouts, and within the later one other things than a data set that may hold the package: where a
+# thing called {slug} holds the package, and where the competition lies
 LAYOUTS = {
     "flat": ("{slug}", paths.COMPETITION),
     "by kind": ("datasets/alice/{slug}/project", f"competitions/{paths.COMPETITION}"),
@@ -72,9 +70,9 @@ def lay_out(folder: Path, layout: str, models: Path = ROOT / "models"):
     package, competition = (
         folder / "input" / place.format(slug=kaggle_push.DATA_SLUG) for place in (LAYOUTS | HOLDERS)[layout]
     )
-    shutil.copytree(
-        ROOT / "kaggle_utils", package / "kaggle_utils", ignore=shutil.ignore_patterns("__pycache__")
-    )
+    for part in kaggle_push.PARTS:
+        if part != "models":
+            shutil.copytree(ROOT / part, package / part, ignore=shutil.ignore_patterns("__pycache__"))
     (package / "models").symlink_to(models)
     attach_competition(competition)
     for name, content in {

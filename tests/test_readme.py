@@ -10,6 +10,7 @@ import sys
 import pytest
 
 from conftest import ROOT
+from kaggle_utils.report import STAGES
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 PAGES = [
@@ -55,9 +56,11 @@ def test_commands_on_a_clip(folder, command):
     if "folder/of/clips" in words:
         assert "</html>" in (folder / "report/index.html").read_text(encoding="utf-8")
         return
-    assert not done.stderr.strip(), "no log lines reach the user"
+    stages = ["loading the networks", *STAGES[:-1]] if "report" in words else []
+    assert done.stderr.splitlines() == stages, "no log lines reach the user"
     if "predict" in words:
         assert 0 <= json.loads(done.stdout)["probability"] <= 1
+        assert not re.search(r"\.\d{5}", done.stdout), "numbers are rounded"
     else:
         assert "</html>" in (folder / "report.html").read_text(encoding="utf-8")
 

