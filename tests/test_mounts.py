@@ -178,7 +178,8 @@ def test_output_feeds_the_next_kernel(tmp_path):
     joining, scoring = tmp_path / "joining", tmp_path / "scoring"
     run = lay_out(joining, "by kind", models=tmp_path / "models")
     (tmp_path / "models").mkdir()
-    shutil.copy(ROOT / "models/detector.json", tmp_path / "models")
+    for name in ("detector.json", "results.json"):
+        shutil.copy(ROOT / "models" / name, tmp_path / "models")
     for name, branch in {"04_face_inception": "face", "05_voice_inception": "voice"}.items():
         output = joining / "input/notebooks/alice" / paths.kernel_slug(name) / "training"
         output.mkdir(parents=True)
