@@ -298,10 +298,10 @@ class Detector:
     def face_outputs(self, crops: np.ndarray) -> dict[str, np.ndarray]:
         """All outputs of the face network for uint8 crops (N, H, W, 3)."""
         crops = self.resized(crops)
-        outputs = _run(self.face, crops, FACE_BATCH)
+        outputs = storage.run(self.face, crops, FACE_BATCH)
         if not self.flip:
             return outputs
-        mirrored = _run(self.face, crops[:, :, ::-1], FACE_BATCH)
+        mirrored = storage.run(self.face, crops[:, :, ::-1], FACE_BATCH)
         return {name: (outputs[name] + mirrored[name]) / 2 for name in outputs}
 
     def resized(self, crops: np.ndarray) -> np.ndarray:
@@ -315,7 +315,7 @@ class Detector:
         heard = voice_signal.hear(samples, sample_rate, self._hears_reference)
         if heard is None:
             return None
-        return _run(self.voice, heard.windows.reshape(-1, *self.voice.input_shape[1:]), VOICE_BATCH)
+        return storage.run(self.voice, heard.windows.reshape(-1, *self.voice.input_shape[1:]), VOICE_BATCH)
 
     def _probability(self, logit, kind: str):
         return self.calibration.probability(logit, kind, self.prior)
@@ -345,13 +345,3 @@ def checked_digests(folder: Path) -> dict[str, str]:
 def _resize(crop: np.ndarray, side: int) -> np.ndarray:
     method = cv2.INTER_AREA if crop.shape[0] > side else cv2.INTER_LINEAR
     return cv2.resize(crop, (side, side), interpolation=method)
-
-
-def _run(network, inputs: np.ndarray, batch: int) -> dict[str, np.ndarray]:
-    """Run ``network`` on batches of exactly ``batch`` rows, padding the last one with zeros."""
-    count = len(inputs)
-    padded = np.zeros((math.ceil(count / batch) * batch, *inputs.shape[1:]), np.float32)
-    padded[:count] = inputs
-    parts = [network.predict_on_batch(padded[start:start + batch]) for start in range(0, len(padded), batch)]
-    return {name: np.concatenate([np.asarray(part[name]) for part in parts])[:count]
-            for name in network.output}

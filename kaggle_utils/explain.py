@@ -5,13 +5,17 @@ on TensorFlow and JAX, which differ only in how gradients are taken (:func:`grad
 """
 
 from collections.abc import Callable
+from functools import lru_cache
 
 import cv2
 import keras
 import numpy as np
 from scipy import signal
 
+from . import storage
+
 FFT_LENGTH, HOP = 512, 128  # samples
+CROPS = 6  # that a network sees at once
 
 
 def gradients(function: Callable, inputs: np.ndarray) -> np.ndarray:
@@ -70,13 +74,23 @@ def grad_cam(network: keras.Model, crops: np.ndarray) -> np.ndarray:
 
 
 def _grad_cam(network: keras.Model, crops: np.ndarray) -> np.ndarray:
-    held = [output for name, output in network.output.items() if name not in ("embedding", "logit")]  # sides
-    cut = [last_map(network), *held]
-    maps, *sides = keras.Function(network.inputs, cut)([crops])
-    head = keras.Model(cut, network.get_layer("logit").output)  # Function refuses such inputs in Keras 3.13
-    maps = keras.ops.convert_to_numpy(maps)
+    body, head = _halves(network)
+    outputs = storage.run(body, crops, CROPS)
+    maps, *sides = (keras.ops.convert_to_tensor(outputs[name]) for name in body.output)
     weights = gradients(lambda values: head([values, *sides]), maps).sum(axis=(1, 2), keepdims=True)
-    return np.maximum((weights * maps).sum(axis=-1), 0)
+    return np.maximum((weights * np.asarray(maps)).sum(axis=-1), 0)
+
+
+@lru_cache(maxsize=8)
+def _halves(network: keras.Model) -> tuple[keras.Model, keras.Model]:
+    """A face network up to its last map and its side outputs, and from these to its logit.
+
+    The first one is compiled: called eagerly, it holds every feature map, 0.3 GiB, to its end.
+    """
+    sides = {name: output for name, output in network.output.items() if name not in ("embedding", "logit")}
+    cut = {"": last_map(network)} | dict(sorted(sides.items()))  # as Keras sorts them
+    logit = network.get_layer("logit").output
+    return keras.Model(network.inputs, cut), keras.Model(list(cut.values()), logit)
 
 
 def overlay(crop: np.ndarray, heat: np.ndarray) -> np.ndarray:

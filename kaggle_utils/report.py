@@ -26,7 +26,7 @@ from .detector import Detector, Verdict
 from .extraction import FRAMES, Extract, listen, look, upright
 from .face import framing
 from .face.quality import quality_line
-from .media import files, sound, video
+from .media import children, files, sound, video
 from .voice import layers as voice_layers
 from .voice import signal as voice_signal
 
@@ -175,6 +175,7 @@ def study(path: str | Path, detector: Detector, progress: Callable[[str], None] 
         raise FileNotFoundError(f"{path}: expected a clip")
     identity = files.identity(path)
     tell("reading")
+    children.release_memory()  # the reader needs it
     clip, warnings = look(path, SAMPLED)
     samples, unheard = listen(path, rate)
     tell("faces")

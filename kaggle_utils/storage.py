@@ -1,6 +1,7 @@
 """Save and load networks as ``.keras`` files: float16 on disk, float32 in memory; loading runs no code."""
 
 import json
+import math
 import zipfile
 from pathlib import Path
 
@@ -71,6 +72,16 @@ def averaged(first: keras.Model, *others: keras.Model) -> keras.Model:
                        name=first.name)
 
 
+def run(network: keras.Model, inputs: np.ndarray, batch: int) -> dict[str, np.ndarray]:
+    """Outputs of ``network``, by name; it sees exactly ``batch`` rows at a time, the last ones zeros."""
+    count = len(inputs)
+    padded = np.zeros((math.ceil(count / batch) * batch, *inputs.shape[1:]), np.float32)
+    padded[:count] = inputs
+    parts = [network.predict_on_batch(padded[start:start + batch]) for start in range(0, len(padded), batch)]
+    return {name: np.concatenate([np.asarray(part[name]) for part in parts])[:count]
+            for name in network.output}
+
+
 def _rebuilt(config: dict, policy: str) -> keras.Model:
     """A fresh model from a serialised one, every layer under the dtype policy ``policy``."""
     return keras.saving.deserialize_keras_object(_with_policy(config, policy), safe_mode=True)
@@ -89,8 +100,5 @@ def _with_policy(config, policy: str):
         return config
     if config.get("class_name") == "DTypePolicy":
         return {**config, "config": {"name": policy}}
-    return {
-        key: _with_policy(x, policy)
-        for key, x in config.items()
-        if not (key in NEWER_DEFAULTS and x == NEWER_DEFAULTS[key])
-    }
+    return {key: _with_policy(x, policy) for key, x in config.items()
+            if not (key in NEWER_DEFAULTS and x == NEWER_DEFAULTS[key])}

@@ -1,7 +1,5 @@
 """The clips of all open pages in one line, and the thread that analyses one after the other."""
 
-import ctypes
-import gc
 import json
 import os
 import secrets
@@ -9,7 +7,6 @@ import shutil
 import threading
 import time
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,6 +17,7 @@ from ..datasets import miniature
 from ..detector import VOICE_BATCH, Detector
 from ..face import framing
 from ..media import files, isolation
+from ..media.children import release_memory
 from .session import safe_name
 
 DRAWING = "drawing the sample"
@@ -224,13 +222,6 @@ class Desk:
             return ""
         return (f"This clip is {report.clock(longest_s)} long; the limit is {report.clock(self.longest_s)}. "
                 "Cut out the part in question and try that.")
-
-
-def release_memory() -> None:
-    """Give the memory of the last clip back to the system, which glibc does not do by itself."""
-    gc.collect()
-    with suppress(OSError, AttributeError):  # not glibc
-        ctypes.CDLL(None).malloc_trim(0)
 
 
 def draw_sample(key: str, path: Path) -> None:

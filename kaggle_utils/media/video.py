@@ -11,19 +11,8 @@ import cv2
 import numpy as np
 
 from .. import disk
-from . import children
-from .files import (
-    CONTAINERS,
-    MP4_BOXES,
-    Survey,
-    UnreadableClip,
-    boxes,
-    check_file,
-    display_matrix,
-    run_ffmpeg,
-    survey,
-    time_limit,
-)
+from . import children, files
+from .files import CONTAINERS, MP4_BOXES, Survey, UnreadableClip, boxes, check_file, survey, time_limit
 
 CAPTURE_OPTIONS = f"protocol_whitelist;file|format_whitelist;{CONTAINERS}"
 UPRIGHT = {90: cv2.ROTATE_90_CLOCKWISE, 180: cv2.ROTATE_180, 270: cv2.ROTATE_90_COUNTERCLOCKWISE}
@@ -225,12 +214,14 @@ def _read_copy(path: Path, wanted: list[int], found: Survey) -> tuple[list[np.nd
     The copy is deinterlaced, upright, and in a codec that OpenCV reads.
     """
     chosen = "+".join(f"eq(n,{index})" for index in sorted({*wanted})) or "0"
+    children.release_memory()  # ffmpeg needs it
     with disk.temporary() as folder:
         copy = folder / "frames.mkv"
-        run_ffmpeg(path, "-an", "-sn", "-dn", "-vf",
-                   f"yadif=deint=interlaced,select='{chosen}',setfield=prog", "-fps_mode",
-                   "passthrough", "-pix_fmt", "yuv444p", "-c:v", "libx264", "-preset", "ultrafast", "-qp",
-                   "0", copy, limit_s=time_limit(path, found), memory=children.PICTURE_MEMORY)
+        files.run_ffmpeg(path, "-an", "-sn", "-dn", "-vf",
+                         f"yadif=deint=interlaced,select='{chosen}',setfield=prog", "-fps_mode",
+                         "passthrough", "-pix_fmt", "yuv444p", "-c:v", "libx264", "-preset", "ultrafast",
+                         "-qp", "0", "-threads", "1", copy, limit_s=time_limit(path, found),
+                         memory=children.COPY_MEMORY)
         if not copy.is_file() or not copy.stat().st_size:
             return [], np.zeros(0)
         images, picked, stamps_s, _ = _read(copy, list(range(len(set(wanted)))))
@@ -270,7 +261,7 @@ def _why_not(path: Path) -> str:
 
 
 def _info(capture: cv2.VideoCapture, path: Path) -> ClipInfo:
-    matrix, mirrored = display_matrix(path), False
+    matrix, mirrored = files.display_matrix(path), False
     rotation = _whole(capture, cv2.CAP_PROP_ORIENTATION_META) % 360
     if matrix is not None:
         mirrored = bool(np.linalg.det(matrix) < 0)

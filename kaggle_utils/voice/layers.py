@@ -40,31 +40,16 @@ class LogSpectrogram(layers.Layer):
         floor: added to the power before the log.
     """
 
-    def __init__(
-        self,
-        kind: str = "mel",
-        bands: int = 80,
-        sample_rate: int = 16000,
-        fft_length: int = 512,
-        hop: int = 160,
-        standardize: str = "band",
-        floor: float = 1e-6,
-        **kwargs,
-    ):
+    def __init__(self, kind: str = "mel", bands: int = 80, sample_rate: int = 16000, fft_length: int = 512,
+                 hop: int = 160, standardize: str = "band", floor: float = 1e-6, **kwargs):
         super().__init__(autocast=False, **kwargs)  # half precision would ruin the samples
         if kind not in ("mel", "linear", "lfcc"):
             raise ValueError(f"kind: found {kind!r}, expected 'mel', 'linear' or 'lfcc'")
         if standardize not in ("band", "clip", "none"):
             raise ValueError(f"standardize: found {standardize!r}, expected 'band', 'clip' or 'none'")
-        self.settings = {
-            "kind": kind,
-            "bands": fft_length // 2 + 1 if kind == "linear" else bands,
-            "sample_rate": sample_rate,
-            "fft_length": fft_length,
-            "hop": hop,
-            "standardize": standardize,
-            "floor": floor,
-        }
+        bins = fft_length // 2 + 1 if kind == "linear" else bands
+        self.settings = {"kind": kind, "bands": bins, "sample_rate": sample_rate, "fft_length": fft_length,
+                         "hop": hop, "standardize": standardize, "floor": floor}
         self.kind, self.fft_length, self.hop = kind, fft_length, hop
         if kind != "linear":
             self.filters = filter_bank(kind, bands, sample_rate, fft_length)

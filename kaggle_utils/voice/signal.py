@@ -173,13 +173,8 @@ def hear(samples: np.ndarray, sample_rate: int, reference: bool = False) -> Hear
     if not len(starts):
         return None
     starts = starts[np.unique(np.linspace(0, len(starts) - 1, MOST).round().astype(int))]
-    return Heard(
-        voice,
-        rate,
-        start_s,
-        starts,
-        np.stack([np.resize(voice[start : start + length], length) for start in starts]),
-    )
+    windows = np.stack([np.resize(voice[start : start + length], length) for start in starts])
+    return Heard(voice, rate, start_s, starts, windows)
 
 
 def _spoken_s(spoken: np.ndarray, start_s: float, length_s: float) -> float:
@@ -189,9 +184,8 @@ def _spoken_s(spoken: np.ndarray, start_s: float, length_s: float) -> float:
 
 
 # --- spectrograms -------------------------------------------------------------------------------------------
-def log_power(
-    samples: np.ndarray, rate: int, fft_length: int = 512, hop: int = 160
-) -> tuple[np.ndarray, ...]:
+def log_power(samples: np.ndarray, rate: int, fft_length: int = 512,
+              hop: int = 160) -> tuple[np.ndarray, ...]:
     """Short-time power spectrum in dB relative to its loudest bin, floor −80 dB (Hann windows, centred).
 
     Returns:
@@ -201,9 +195,8 @@ def log_power(
     return levels, np.arange(levels.shape[1]) * hop / rate, np.linspace(0, rate / 2, fft_length // 2 + 1)
 
 
-def log_mel(
-    samples: np.ndarray, rate: int, bands: int = 80, fft_length: int = 512, hop: int = 160
-) -> tuple[np.ndarray, ...]:
+def log_mel(samples: np.ndarray, rate: int, bands: int = 80, fft_length: int = 512,
+            hop: int = 160) -> tuple[np.ndarray, ...]:
     """As :func:`log_power`, in librosa's mel bands: levels (bands, frames), times in s, centres in Hz."""
     import librosa
 
@@ -212,9 +205,8 @@ def log_mel(
     return _decibels(power), np.arange(power.shape[1]) * hop / rate, centres
 
 
-def lfcc(
-    samples: np.ndarray, rate: int, bands: int = 20, fft_length: int = 512, hop: int = 160
-) -> np.ndarray:
+def lfcc(samples: np.ndarray, rate: int, bands: int = 20, fft_length: int = 512,
+         hop: int = 160) -> np.ndarray:
     """Linear frequency cepstral coefficients and their first and second differences (Sahidullah et al. 2015).
 
     The front end of the ASVspoof baseline: log energy in ``bands`` evenly spaced triangles, DCT-II.
