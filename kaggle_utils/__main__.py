@@ -29,20 +29,22 @@ def main(arguments: list[str] | None = None) -> int:
     sys.stdout.reconfigure(errors="backslashreplace")  # a clip's name may not be valid UTF-8
     try:
         options.run(options)
+        return 0
     except KeyboardInterrupt:
         print("stopped; run predict or extract again to resume", file=sys.stderr)
         return 130
     except OSError as error:
-        where = f"{error.filename}: {error.strerror}" if error.filename else error
-        print(f"error: {disk.printable(str(where))}", file=sys.stderr)
-        return 1
+        reason = f"{error.filename}: {error.strerror}" if error.filename else str(error)
     except MemoryError:
-        print("error: not enough memory", file=sys.stderr)
-        return 1
+        reason = "not enough memory"
     except (ValueError, kaggle_push.KaggleError) as error:
-        print(f"error: {disk.printable(str(error))}", file=sys.stderr)
-        return 1
-    return 0
+        reason = str(error)
+    except RuntimeError as error:
+        if "start new thread" not in str(error):
+            raise
+        reason = "the system's limit of processes and threads is reached (ulimit -u)"
+    print(f"error: {disk.printable(reason)}", file=sys.stderr)
+    return 1
 
 
 def _parser() -> argparse.ArgumentParser:

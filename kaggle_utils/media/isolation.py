@@ -36,21 +36,26 @@ class Worker:
 
         Raises:
             TimeoutError: no answer in ``limit_s`` seconds.
-            BrokenProcessPool: the process died. In both cases a new process takes the next call.
+            BrokenProcessPool: the process died. RuntimeError, OSError: the system has no process or thread
+                left. After each, a new process takes the next call.
         """
         with self._turn:
-            self._pool = self._pool or _start()
+            pool = self._pool = self._pool or _start()
             try:
-                return self._pool.submit(function, *arguments).result(limit_s)
-            except (TimeoutError, BrokenProcessPool, ShutdownExecutorError, KeyboardInterrupt):
+                return pool.submit(function, *arguments).result(limit_s)
+            except (OSError, RuntimeError, KeyboardInterrupt):  # TimeoutError and those of the pool, too
                 self.stop()
                 raise
 
     def stop(self) -> None:
         """End the process and its children; the next call starts another."""
-        if self._pool:
-            self._pool.shutdown(kill_workers=True)
-            self._pool = None
+        pool, self._pool = self._pool, None
+        if pool:
+            try:
+                pool.shutdown(kill_workers=True)
+            except RuntimeError:  # no thread was left to watch its process
+                for process in [*pool._processes.values()]:
+                    process.terminate()
 
 
 def read_frames(path: str | Path, count: int = 10) -> video.Frames:
@@ -105,7 +110,8 @@ def _reader(process_id: int) -> Worker:
 
 def _start() -> ProcessPoolExecutor:
     disk.sweep()  # temporary copies of processes that were killed
-    quiet = {"PYTHONFAULTHANDLER": ""}  # no stack dump of a crashed process: the caller gets an error
+    # no stack dump of a crashed process: the caller gets an error; no threads that it does not need
+    quiet = {"PYTHONFAULTHANDLER": "", "OPENBLAS_NUM_THREADS": "1"}
     return ProcessPoolExecutor(1, initializer=_set_up, initargs=(os.getpid(),),
                                env=quiet | children.FEW_ARENAS)
 
