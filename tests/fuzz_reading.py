@@ -17,7 +17,11 @@ import subprocess
 import sys
 import tempfile
 import time
+import traceback
 from collections import Counter
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -72,8 +76,9 @@ TABLES = (b"stsz", b"stts", b"stsc", b"stco", b"ctts", b"elst", b"mdhd", b"mvhd"
 EXTREMES = (0, 1, 0x7FFFFFFF, 0x80000000, 0xFFFFFFFF, 40_000_000, 0x00010000)
 MOST_MEMORY = 3 * 2**30
 INTERESTING = (0, 1, 0x7F, 0x80, 0xFF)
-# reasons that tell of a decoder's crash or hang
-CONTAINED = ("its decoder crashed", "was not decoded in", "ffmpeg did not finish", "ffmpeg crashed")
+# outcomes that tell of a decoder's crash or hang, or of a fault of ours
+RAISED = "raised"
+CONTAINED = ("its decoder crashed", "was not decoded in", "ffmpeg did not finish", "ffmpeg crashed", RAISED)
 
 
 def make_seeds(folder: Path) -> dict[str, bytes]:
@@ -128,34 +133,41 @@ def read_cached(path: Path) -> str:
     return "read"
 
 
-def read(path: Path) -> tuple[str, str]:
-    """What came of the picture and of the sound, in a word; what a decoder may not return fails an assertion.
-    """
+def read_picture(path: Path) -> str:
+    """What came of the picture, in a word; what a decoder may not return fails an assertion."""
+    frames = isolation.read_frames(path, 4)
+    assert 1 <= len(frames.images) == len(frames.times_s) <= 4 and np.isfinite(frames.times_s).all()
+    assert all(
+        image.dtype == np.uint8 and image.ndim == 3 and image.shape[2] == 3 and image.size
+        for image in frames.images
+    )
+    return "read"
+
+
+def read_sound(path: Path) -> str:
+    """What came of the sound, in a word; what a decoder may not return fails an assertion."""
+    samples = sound.read_voice(path)
+    assert samples is None or (
+        samples.dtype == np.float32 and samples.ndim == 1 and np.abs(samples).max() <= 1
+    )
+    return "none" if samples is None else "read"
+
+
+def outcome(read: Callable[[Path], str], path: Path) -> str:
+    """What came of an input, in a word; the traceback of an exception that no caller expects is printed."""
     try:
-        frames = isolation.read_frames(path, 4)
-        assert 1 <= len(frames.images) == len(frames.times_s) <= 4 and np.isfinite(frames.times_s).all()
-        assert all(
-            image.dtype == np.uint8 and image.ndim == 3 and image.shape[2] == 3 and image.size
-            for image in frames.images
-        )
-        picture = "read"
+        return read(path)
     except video.UnreadableClip as error:
-        picture = next((reason for reason in CONTAINED if reason in error.reason), "refused")
-    try:
-        samples = sound.read_voice(path)
-        assert samples is None or (
-            samples.dtype == np.float32 and samples.ndim == 1 and np.abs(samples).max() <= 1
-        )
-        voice = "none" if samples is None else "read"
-    except video.UnreadableClip as error:
-        voice = next((reason for reason in CONTAINED if reason in error.reason), "refused")
-    return picture, voice
+        return next((reason for reason in CONTAINED if reason in error.reason), "refused")
+    except Exception:
+        traceback.print_exc()
+        return RAISED
 
 
 def fuzz(
     count: int, seed: int, seconds: float = 0.0, kept: Path | None = None
 ) -> tuple[Counter, list[float]]:
-    """Read ``count`` inputs, and more until ``seconds`` are over.
+    """Read ``count`` inputs, and more until ``seconds`` are over; Ctrl-C ends it sooner.
 
     Args:
         kept: a folder for the inputs at which a decoder crashed or hung.
@@ -165,7 +177,8 @@ def fuzz(
         input.
     """
     outcomes, memory = Counter(), []
-    with tempfile.TemporaryDirectory() as folder:
+    folders, threads = tempfile.TemporaryDirectory(), ThreadPoolExecutor(1)
+    with folders as folder, threads as beside, suppress(KeyboardInterrupt):
         seeds = make_seeds(Path(folder))
         reader, end = isolation._reader(os.getpid()), time.monotonic() + seconds
         for number in tqdm(itertools.count(), total=count, unit="input"):
@@ -176,11 +189,12 @@ def fuzz(
             path = Path(folder) / f"input{Path(name).suffix}"
             path.write_bytes(mutated(seeds[name], rng))
             if name == CACHED:
-                outcomes.update([("cache", read_cached(path))])
+                outcomes.update([("cache", outcome(read_cached, path))])
                 continue
-            picture, sound = read(path)
-            outcomes.update([("picture", picture), ("sound", sound)])
-            if kept and {picture, sound} & set(CONTAINED):
+            heard = beside.submit(outcome, read_sound, path)  # at the same time, as in extraction
+            found = outcome(read_picture, path), heard.result()
+            outcomes.update(zip(("picture", "sound"), found, strict=True))
+            if kept and {*found} & set(CONTAINED):
                 (kept / f"{seed}-{number}-{name}").write_bytes(path.read_bytes())
             memory.append(psutil.Process(reader.call(60, os.getpid)).memory_info().rss / 1e6)
     return outcomes, memory
@@ -195,8 +209,8 @@ def main() -> int:
     )
     options = parser.parse_args()
     outcomes, memory = fuzz(options.count, options.seed, kept=options.keep)
-    for (kind, outcome), number in sorted(outcomes.items()):
-        print(f"{kind:8} {outcome:24} {number}")
+    for (kind, came), number in sorted(outcomes.items()):
+        print(f"{kind:8} {came:24} {number}")
     tenth = max(1, len(memory) // 10)
     print(
         f"memory of the reader: {np.median(memory[:tenth]):.0f} MB in the first tenth, {np.median(memory[-tenth:]):.0f} MB in "
@@ -206,7 +220,7 @@ def main() -> int:
                for whose in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
     print(f"at most {largest[0]:.0f} MiB in this process, {largest[1]:.0f} MiB in a child")
     too_much = (largest[0] + 2 * largest[1]) * 2**20 > MOST_MEMORY  # the reader and ffmpeg
-    return int(too_much or any(outcome in CONTAINED for _, outcome in outcomes))
+    return int(too_much or any(came in CONTAINED for _, came in outcomes))
 
 
 if __name__ == "__main__":

@@ -1,20 +1,25 @@
 """The app in a real browser and over plain HTTP: upload, progress, page, save; limits, other origins, kills."""
 
+import asyncio
 import http.client
 import json
 import os
 import shutil
 import signal
+import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 from urllib.parse import urlsplit
 
 import pytest
 from browser import addresses, app, browser
-from helpers import ffmpeg
+from helpers import MOST_MEMORY, bombs_in, ffmpeg, peak_of
 from selenium.common.exceptions import StaleElementReferenceException
 from test_report import clip_with
+from tornado.httpclient import AsyncHTTPClient, HTTPRequest
+from tornado.websocket import websocket_connect
 
 from kaggle_utils.app import desk as desks
 from kaggle_utils.app.session import safe_name, session_folder
@@ -211,6 +216,36 @@ def test_only_its_own_page_is_answered(served):
 def test_an_upload_over_the_limit_is_refused_in_words(served):
     status, _, text = ask(served[2], "clips?tab=x&name=a.mp4", "POST", b"x" * 10, Content_Length="6000000")
     assert status == 413 and "the limit is 5 MB" in json.loads(text)["trouble"]
+
+
+def test_bombs_leave_the_app_within_three_gib_over_all_processes(served, tmp_path):
+    """A page uploads them, a wall of faces first; each has a report."""
+    _, process, address = served
+    origin = f"http://{urlsplit(address).netloc}"
+
+    async def upload(paths: list[Path]) -> list[dict]:
+        request = HTTPRequest(f"ws{address[4:]}tab", headers={"Origin": origin})
+        tab = await websocket_connect(request)
+        key = json.loads(await tab.read_message())["tab"]
+        for path in paths:
+            asked = f"{address}clips?tab={key}&name={path.name}"
+            await AsyncHTTPClient().fetch(asked, method="POST", body=path.read_bytes(), headers={"Origin": origin})
+        while True:
+            clips = json.loads(await tab.read_message())["clips"]
+            if len(clips) == len(paths) and all(clip["state"] in ("done", "failed") for clip in clips):
+                tab.close()
+                return clips
+
+    paths = [path for path in bombs_in(tmp_path) if path.name in ("wall_of_faces.mp4", "picture.mp4")]
+    ended = threading.Event()
+    with ThreadPoolExecutor(1) as beside:
+        peak = beside.submit(peak_of, process, ended.is_set)
+        try:
+            clips = asyncio.run(asyncio.wait_for(upload(paths), 2 * LONG_S))
+        finally:
+            ended.set()
+    assert all(clip["state"] == "done" for clip in clips)
+    assert process.poll() is None and peak.result() < MOST_MEMORY
 
 
 def test_nobody_else_can_connect(served):

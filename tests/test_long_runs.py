@@ -9,6 +9,7 @@ import json
 import multiprocessing
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -17,6 +18,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+from helpers import CAN_BE_NOBODY, as_nobody
 from stubs import one_by_one
 
 from kaggle_utils.check import problems_of
@@ -225,11 +227,32 @@ def test_a_folder_that_cannot_be_written_is_one_line(predict, tmp_path):
     assert run.returncode == 1
 
 
-@pytest.mark.skipif(os.name != "posix" or os.geteuid() == 0, reason="root may write anywhere")
+@pytest.mark.skipif(not CAN_BE_NOBODY, reason="root may write anywhere; setpriv, to be someone else, is missing")
 def test_a_read_only_folder_is_one_line(predict, tmp_path):
     (tmp_path / "closed").mkdir(mode=0o500)
-    run = predict(tmp_path / "closed" / "out.csv")
-    assert run.communicate()[1] == f"error: {tmp_path / 'closed' / 'out.csv'}: Permission denied\n"
+    output = tmp_path / "closed" / "out.csv"
+    run = as_nobody(tmp_path, COMMAND, 0, 0.0, tmp_path / "clips", "-o", output)
+    assert run.communicate()[1] == f"error: {output}: Permission denied\n" and run.returncode == 1
+
+
+@needs_posix
+def test_in_turkish_every_clip_is_found_and_numbers_have_points(tmp_path):
+    """In Turkish, i is not the small letter of I, and a comma stands before decimals."""
+    names = ["I.MP4", "i.mp4", "\u0131.avi", "\u0130.AVI", "TITLE.MKV"]
+    (tmp_path / "clips").mkdir()
+    for name in names:
+        (tmp_path / "clips" / name).write_bytes(b"clip")
+    if shutil.which("localedef"):
+        subprocess.run(["localedef", "-i", "tr_TR", "-f", "UTF-8", tmp_path / "tr_TR.UTF-8"], capture_output=True)
+    turkish = "import locale, sys\ntry: locale.setlocale(locale.LC_ALL, '')\nexcept locale.Error: sys.exit(77)\n"
+    command = [sys.executable, "-c", turkish + COMMAND, "0", "0", tmp_path / "clips", "-o", tmp_path / "out.csv"]
+    variables = os.environ | {"LC_ALL": "tr_TR.UTF-8", "LANGUAGE": "tr", "LOCPATH": str(tmp_path)}
+    run = subprocess.run(command, cwd=ROOT, env=variables, capture_output=True, text=True, encoding="utf-8")
+    if run.returncode == 77:
+        pytest.skip("needs the locale tr_TR.UTF-8, or localedef and its sources to make it")
+    assert run.stderr == "" and run.returncode == 0
+    rows = (tmp_path / "out.csv").read_text(encoding="utf-8").splitlines()
+    assert sorted(rows[1:]) == sorted(f"{name},0.25000" for name in names)
 
 
 @needs_posix

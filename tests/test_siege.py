@@ -1,34 +1,36 @@
 """Attacks on the whole chain: nothing that a stranger sends costs another clip, another file or the machine."""
 
+import ctypes
 import json
 import os
+import re
+import resource
 import shutil
 import signal
 import struct
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 import zipfile
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import numpy as np
 import psutil
 import pytest
-from helpers import ffmpeg
+from helpers import CAN_BE_NOBODY, MOST_MEMORY, TONE, as_nobody, bombs_in, ffmpeg, peak_of
+from test_report import clip_with
 
 from conftest import ROOT
 from kaggle_utils import __main__ as command_line
 from kaggle_utils import disk, extraction, extracts, plots, report
 from kaggle_utils.face import detection
-from kaggle_utils.kaggle.paths import research_data
 from kaggle_utils.media import children, files, isolation, sound, video
 
-MOST_MEMORY = 3 * 2**30  # bytes over all processes
+MOST_SECONDS = 200.0  # of processors, for the reports of six clips
 PICTURE = ("-f", "lavfi", "-i", "testsrc2=s=64x48:r=10:d=1")
-TONE = ("-f", "lavfi", "-i", "anoisesrc=d=1:r=16000:a=0.3")
 needs_posix = pytest.mark.skipif(os.name != "posix", reason="limits and signals of POSIX")
 
 
@@ -37,25 +39,6 @@ def clip(tmp_path_factory) -> Path:
     path = tmp_path_factory.mktemp("clip") / "clip.mp4"
     ffmpeg(*PICTURE, *TONE, "-pix_fmt", "yuv420p", path)
     return path
-
-
-def sample_bomb(path: Path, promised: int = 40_000_000) -> None:
-    """A sound file of few bytes whose sample-size table promises millions of samples."""
-    ffmpeg(*TONE, path)
-    content = bytearray(path.read_bytes())
-    place = content.index(b"stsz")  # version and flags, the size of all samples, their number
-    content[place + 8 : place + 16] = struct.pack(">II", 1, promised)
-    place = content.index(b"stsc")
-    content[place + 16 : place + 20] = struct.pack(">I", promised)  # all in one chunk
-    place = content.index(b"stts")
-    content[place + 12 : place + 16] = struct.pack(">I", promised)
-    path.write_bytes(content)
-
-
-def picture_bomb(path: Path) -> None:
-    """Ten frames of 200 MB each, in few bytes."""
-    h264 = ("-c:v", "libx264", "-preset", "ultrafast", "-threads", 2, "-pix_fmt", "yuv420p")
-    ffmpeg("-f", "lavfi", "-i", "color=gray:s=8192x8192:r=5:d=2", *h264, path)
 
 
 # --- memory and time ----------------------------------------------------------------------------------------
@@ -72,45 +55,45 @@ for path in sys.argv[2:]:
 """
 
 
-def peak_of(process: subprocess.Popen) -> int:
-    """The most memory in bytes that a process and its descendants hold at one time, until it ends.
+def spent_s() -> float:
+    """Seconds of processors that this process's ended children took."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
 
-    A child that has not yet started its program shares the memory of its parent: it is not counted.
-    """
-    most, watched = 0, psutil.Process(process.pid)
-    while process.poll() is None:
-        held = 0
-        for one in [watched, *watched.children(recursive=True)]:
-            with suppress(psutil.Error):
-                if one == watched or one.cmdline() != psutil.Process(one.ppid()).cmdline():
-                    held += one.memory_info().rss
-        most = max(most, held)
-        time.sleep(0.05)
-    return most
+
+@pytest.fixture(scope="module")
+def bombs(tmp_path_factory) -> list[Path]:
+    return bombs_in(tmp_path_factory.mktemp("bombs"))
 
 
 @needs_posix
-def test_no_report_takes_more_than_three_gib_over_all_processes(tmp_path):
-    """Two bombs made here and, where the research data is at hand, a wall of faces and a second pair.
+def test_reports_of_one_process_take_no_more_than_three_gib_over_all_processes(bombs, miniature, tmp_path):
+    """After a clip with a face and a voice, whose networks stay, and the wall, the bombs are opened.
 
-    The large ones have a process of their own, as on the command line: one that has searched many faces keeps memory.
+    The wall costs four people and forty-eight faces a frame, no more: seconds of processors, so that a machine with
+    other work passes.
     """
-    sample_bomb(tmp_path / "sound.mp4")
-    picture_bomb(tmp_path / "picture.mp4")
-    runs = [[tmp_path / "sound.mp4", tmp_path / "picture.mp4"]]
-    if odd := research_data("odd_clips"):
-        runs[0].append(odd / "stsz_sound.mp4")
-        runs += [[odd / "wall_of_faces.mp4"], [odd / "bomb10_8192x8192.mp4"]]
-    for clips in runs:
-        process = subprocess.Popen(
-            [sys.executable, "-c", STUDY, tmp_path, *clips], cwd=ROOT, stdout=subprocess.PIPE, text=True
-        )
-        assert peak_of(process) < MOST_MEMORY, clips
-        assert process.returncode == 0
-        assert process.stdout.read().split() == [str(path) for path in clips]
-        for path in clips:
-            assert (tmp_path / f"{path.stem}.html").stat().st_size > 10_000
+    clips = [clip_with(miniature, people=2), *bombs]
+    began = spent_s()
+    process = subprocess.Popen(
+        [sys.executable, "-c", STUDY, tmp_path, *clips], cwd=ROOT, stdout=subprocess.PIPE, text=True
+    )
+    peak = peak_of(process)
+    assert spent_s() - began < MOST_SECONDS
+    assert peak < MOST_MEMORY and process.returncode == 0
+    assert process.stdout.read().split() == [str(path) for path in clips]
+    for path in clips:
+        assert (tmp_path / f"{path.stem}.html").stat().st_size > 10_000
     assert "were shrunk to 2121 × 2121" in (tmp_path / "picture.html").read_text(encoding="utf-8")
+
+
+@needs_posix
+def test_a_folder_of_bombs_is_scored_within_three_gib_and_no_clip_is_lost(bombs, clip, tmp_path):
+    shutil.copy(clip, bombs[0].with_name("z.mp4"))
+    command = [sys.executable, "-m", "kaggle_utils", "predict", bombs[0].parent, "-o", tmp_path / "out.csv"]
+    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    assert peak_of(process) < MOST_MEMORY and process.returncode == 0
+    assert len((tmp_path / "out.csv.journal").read_text().splitlines()) == 1 + len(bombs) + 1
 
 
 @needs_posix
@@ -207,63 +190,79 @@ def test_a_refused_link_shows_nothing_of_its_target(tmp_path):
         assert "passw" not in str(caught.value)
 
 
+@contextmanager
+def never_opened(path: Path) -> Iterator[None]:
+    """Fails if any process opens ``path`` while the block runs (inotify)."""
+    libc = ctypes.CDLL(None)
+    watch = libc.inotify_init1(os.O_NONBLOCK)
+    assert watch >= 0 and libc.inotify_add_watch(watch, os.fsencode(path), 0x20) >= 0  # IN_OPEN
+    try:
+        yield
+        with pytest.raises(BlockingIOError):  # no event is waiting
+            os.read(watch, 4096)
+    finally:
+        os.close(watch)
+
+
+on_linux = pytest.mark.skipif(sys.platform != "linux", reason="inotify of Linux")
+
+
+@on_linux
+def test_a_file_that_a_child_opens_is_noticed(clip):
+    with pytest.raises(pytest.fail.Exception), never_opened(clip):
+        isolation.read_frames(clip, 2)
+
+
+@on_linux
 def test_mp4_data_references_lead_to_no_other_file(clip, tmp_path):
-    """A track whose samples lie, by its header, in another file: the frames of that file never appear."""
+    """A track whose samples lie, by its header, in another file: that file is never opened."""
     content = clip.read_bytes()
     other = tmp_path / "other.mp4"
     shutil.copy(clip, other)
-    place = content.index(b"url \0\0\0\1")  # flag 1: the samples are in this file
-    content = content[:place] + b"url \0\0\0\0" + content[place + 8 :]
-    alias = content.replace(b"url \0\0\0\0", b"alis\0\0\0\0", 1)
-    for number, variant in enumerate((content, alias)):
+    place = content.index(b"url \0\0\0\1") - 4  # a reference's size, name, and flag 1: the samples are in this file
+    size = struct.unpack(">I", content[place : place + 4])[0]
+    for number, (name, target) in enumerate([(b"url ", b"other.mp4\0"), (b"url ", b"file:other.mp4\0"), (b"alis", b"")]):
+        reference = struct.pack(">I", size + len(target)) + name + b"\0\0\0\0" + target
         path = tmp_path / f"{number}.mp4"
-        path.write_bytes(variant)
-        with opened_files() as seen, suppress(video.UnreadableClip):
+        path.write_bytes(grown(content, place, size, reference))
+        with never_opened(other), suppress(video.UnreadableClip):
             isolation.read_frames(path, 2)
-        assert str(other) not in seen
+        with never_opened(other), suppress(video.UnreadableClip):
+            sound.read_voice(path)
 
 
+def grown(content: bytes, place: int, size: int, box: bytes) -> bytes:
+    """An MP4 file, its index at the end, with the box at ``place`` replaced and the boxes around it made longer."""
+    data = bytearray(content[:place] + box + content[place + size :])
+    for found in re.finditer(rb"moov|trak|mdia|minf|dinf|dref", content):
+        start = found.start() - 4
+        length = struct.unpack(">I", content[start : start + 4])[0]
+        if start < place < start + length:
+            data[start : start + 4] = struct.pack(">I", length + len(box) - size)
+    return bytes(data)
+
+
+@on_linux
 def test_mkv_segment_links_lead_to_no_other_file(clip, tmp_path):
-    """Next and previous segment by name, and ordered chapters: only the file itself is read."""
-    ffmpeg("-i", clip, "-c", "copy", tmp_path / "other.mkv")
-    content = (tmp_path / "other.mkv").read_bytes()
-    info = content.index(bytes.fromhex("1549a966"))
-    end = info + 5 + (content[info + 4] & 0x7F) if content[info + 4] != 1 else None
-    name = b"other.mkv"
-    link = bytes.fromhex("3e83bb") + bytes([0x80 | len(name)]) + name
-    if end is None:
-        size = int.from_bytes(content[info + 5 : info + 12], "big")
-        head = content[info : info + 5] + (size + len(link)).to_bytes(7, "big")
-        linked = content[:info] + head + link + content[info + 12 :]
-    else:
-        head = content[info : info + 4] + bytes([content[info + 4] + len(link)])
-        linked = content[:info] + head + link + content[info + 5 :]
-    path = tmp_path / "linked.mkv"
-    path.write_bytes(linked)
-    (tmp_path / "other.mkv").write_bytes(b"not a clip any more")
-    assert len(isolation.read_frames(path, 2).images) == 2
-
-
-class opened_files:
-    """The files that this process's children have open while the block runs, looked at again and again."""
-
-    def __enter__(self) -> set[str]:
-        self.seen: set[str] = set()
-        self.ended = threading.Event()
-        self.thread = threading.Thread(target=self._watch)
-        self.thread.start()
-        return self.seen
-
-    def __exit__(self, *_) -> None:
-        self.ended.set()
-        self.thread.join()
-
-    def _watch(self) -> None:
-        while not self.ended.is_set():
-            for child in psutil.Process().children(recursive=True):
-                with suppress(psutil.Error):
-                    self.seen.update(file.path for file in child.open_files())
-            time.sleep(0.002)
+    """Next and previous segment by name and by UID: the other file is never opened, the pictures are the clip's."""
+    ffmpeg("-f", "lavfi", "-i", "color=red:s=64x48:r=10:d=3", tmp_path / "other.mkv")
+    ffmpeg("-i", clip, "-c", "copy", tmp_path / "plain.mkv")
+    content, other = (tmp_path / "plain.mkv").read_bytes(), (tmp_path / "other.mkv").read_bytes()
+    place = other.index(bytes.fromhex("73a490"))  # its SegmentUID, 16 bytes
+    uid, name = other[place + 3 : place + 19], b"other.mkv"
+    links = b"".join(bytes.fromhex(kind) + bytes([0x80 | len(value)]) + value
+                     for kind, value in [("3eb923", uid), ("3e83bb", name), ("3cb923", uid), ("3c83ab", name)])  # fmt: skip
+    info = content.index(bytes.fromhex("1549a966")) + 4  # its size follows, in one byte or in eight
+    width = 8 if content[info] == 1 else 1
+    size = int.from_bytes(content[info : info + width], "big") + len(links)
+    linked = content[:info] + size.to_bytes(width, "big") + links + content[info + width :]
+    (tmp_path / "linked.mkv").write_bytes(linked)
+    plain = isolation.read_frames(tmp_path / "plain.mkv", 10)
+    with never_opened(tmp_path / "other.mkv"):
+        frames = isolation.read_frames(tmp_path / "linked.mkv", 10)
+        heard = sound.read_voice(tmp_path / "linked.mkv")
+    assert np.array_equal(frames.images, plain.images) and frames.info.frame_count == 10
+    assert np.array_equal(heard, sound.read_voice(tmp_path / "plain.mkv"))
 
 
 # --- names --------------------------------------------------------------------------------------------------
@@ -442,6 +441,112 @@ def test_the_copy_of_a_killed_reader_is_swept(tmp_path, monkeypatch):
     worker = isolation.Worker()
     assert worker.call(60, os.getpid) and not list(tmp_path.glob("deepfake-clip.*"))
     worker.stop()
+
+
+needs_nobody = pytest.mark.skipif(not CAN_BE_NOBODY, reason="root has no such limits; setpriv is missing")
+FEW_PROCESSES = """
+import os, resource, sys
+from kaggle_utils import extraction
+from kaggle_utils.media import isolation
+def read(spare):
+    for look, much in ((extraction.listen, 16000), (extraction.look, 4)):
+        try:
+            print(spare, look(sys.argv[1], much)[0] is not None)
+        except (OSError, RuntimeError) as error:
+            print(spare, error)
+read("before")
+isolation.stop_reading()
+here, hard = len(os.listdir("/proc/self/task")), resource.getrlimit(resource.RLIMIT_NPROC)[1]
+for spare in (0, 1, 2, 3, 4, 6, 8, 10, 12):
+    resource.setrlimit(resource.RLIMIT_NPROC, (here + spare, hard))
+    read(spare)
+resource.setrlimit(resource.RLIMIT_NPROC, (hard, hard))
+isolation.stop_reading()  # it was started within the limit
+read("after")
+"""
+
+
+@needs_nobody
+@on_linux
+def test_a_limit_of_processes_costs_the_clips_of_its_time(clip, tmp_path):
+    """Whichever process or thread is one too many: a reason comes of it, no hang, and later clips are read."""
+    shutil.copy(clip, tmp_path / "clip.mp4")
+    run = as_nobody(tmp_path, FEW_PROCESSES, tmp_path / "clip.mp4")
+    said, errors = run.communicate(timeout=100)
+    lines = said.splitlines()
+    assert run.returncode == 0 and len(lines) == 22, errors
+    assert lines[:2] == ["before True"] * 2 and lines[-2:] == ["after True"] * 2
+    others = [line for line in lines if not re.fullmatch(r"\w+ (True|False)", line)]
+    reasons = r"\d+ (can't start new thread|\[Errno 11\] Resource temporarily unavailable.*)"
+    assert others and all(re.fullmatch(reasons, line) for line in others), others
+
+
+@pytest.mark.parametrize(
+    "error, said",
+    [
+        (RuntimeError("can't start new thread"), "the system's limit of processes and threads is reached (ulimit -u)"),
+        (MemoryError(), "not enough memory"),
+    ],
+)
+def test_a_system_without_a_thread_or_memory_left_is_one_line(monkeypatch, capsys, error, said):
+    def run(options):
+        raise error
+
+    monkeypatch.setattr(command_line, "run_check", run)
+    assert command_line.main(["check", "x"]) == 1
+    assert capsys.readouterr().err == f"error: {said}\n"
+
+
+@needs_nobody
+def test_two_users_share_a_temporary_folder(clip, tmp_path):
+    """What one of them left, or holds at the moment, neither stops the other nor goes."""
+    shared, own = tmp_path / "shared", tmp_path / "own"
+    own.mkdir()
+    shared.mkdir()
+    shared.chmod(0o1777)
+    for name in ("deepfake-clip.abcd1234.temporary", "deepfake-clip.abcd1235.temporary"):
+        (shared / name).mkdir(0o700)
+    shutil.copy(clip, own / "clip.mp4")
+    program = "import sys; from kaggle_utils.media import isolation; print(len(isolation.read_frames(sys.argv[1], 4).images))"
+    with disk.locked(shared / "out.csv"):
+        run = as_nobody(own, program, own / "clip.mp4", TMPDIR=str(shared))
+        assert run.communicate(timeout=60) == ("4\n", "") and run.returncode == 0
+        program = "import sys; from pathlib import Path; from kaggle_utils import disk\nwith disk.locked(Path(sys.argv[1])): pass"
+        held = as_nobody(own, program, shared / "out.csv").communicate(timeout=60)[1].splitlines()[-1]
+    left = {path.name for path in shared.iterdir()}
+    if os.geteuid() == 0:
+        assert left == {"deepfake-clip.abcd1234.temporary", "deepfake-clip.abcd1235.temporary"}
+        assert held.startswith("PermissionError") and "out.csv" in held
+
+
+# --- many clips ---------------------------------------------------------------------------------------------
+MANY, FIRST = (200, 20) if os.environ.get("DEEPFAKE_LONG") else (18, 9)
+
+
+def test_memory_and_temporary_files_do_not_grow_from_clip_to_clip(clip, miniature, tmp_path, detector, monkeypatch):
+    """Every third one has faces and a voice; ``DEEPFAKE_LONG=1`` makes it 200 clips of the miniature."""
+    (tmp_path / "clips").mkdir()
+    (tmp_path / "tmp").mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "tmp"))
+    some = sorted(miniature.glob("*_videos/*.mp4"))
+    for number in range(MANY):
+        source = some[number % len(some)] if MANY == 200 or number % 3 == 0 else clip
+        shutil.copy(source, tmp_path / "clips" / f"{number:03}.mp4")
+    held, files, examine = [], [], detector.examine_extract
+
+    def measured(*parts):
+        found = examine(*parts)
+        me = psutil.Process()
+        held.append(sum(one.memory_info().rss for one in (me, *me.children(recursive=True)) if one.is_running()))
+        files.append(len(list((tmp_path / "tmp").iterdir())))
+        return found
+
+    monkeypatch.setattr(detector, "examine_extract", measured)
+    table = detector.predict_folder(tmp_path / "clips", tmp_path / "out.csv", progress=False)
+    print([f"{value / 2**20:.0f} MiB" for value in (held[FIRST - 1], held[-1])], max(files), files[-1])
+    assert len(table) == len(held) == MANY and max(files[FIRST:]) <= max(files[:FIRST])
+    assert not list((tmp_path / "tmp").glob("deepfake-*"))
+    assert np.median(held[-5:]) - np.median(held[FIRST - 5 : FIRST]) < 100 * 2**20
 
 
 def test_case_is_changed_the_same_in_every_language():

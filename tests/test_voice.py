@@ -207,6 +207,8 @@ NO_SPEECH = {
     "chord": sum(np.sin(2 * np.pi * f * TIMES) * np.exp(-3 * (TIMES % 1)) for f in (220, 277, 330, 440)),
     "silence": np.zeros(80000),
     "short speech": babble_for(3)[:9000],
+    "30 ms of noise": np.random.default_rng(0).standard_normal(480),
+    "30 ms of noise in silence": np.pad(np.random.default_rng(0).standard_normal(480), (40000, 39520)),
 }
 
 
