@@ -9,14 +9,16 @@ import cv2
 import keras
 import numpy as np
 import pandas as pd
+from scipy.optimize import minimize
 
 from kaggle_utils import storage
 from kaggle_utils.datasets.dfdc import FAKE, REAL, read_dfdc
-from kaggle_utils.metrics import auc, bootstrap_interval, sigmoid
+from kaggle_utils.metrics import auc, bootstrap_interval, log_loss, sigmoid
+from kaggle_utils.report import zone_of
 from kaggle_utils.results import result
 from recipes.face.data import CROP_SIZE, Faces, is_kept_portrait, read_split
 
-from .evaluation import face_metrics, predict_logits
+from .evaluation import balanced_log_loss, face_metrics, predict_logits
 
 FOLDS = "face_folds.csv"  # scores of clips by networks trained without their generator and their people
 CLIP_SETS = ("dfdc_clips", "ffpp_clips", "web_clips")
@@ -39,19 +41,34 @@ def member_logits(members: dict[str, keras.Model], crops: np.ndarray) -> dict[st
     return logits | {"mean": np.mean(list(logits.values()), axis=0)}
 
 
-def evaluate_dfdc(
-    members: dict[str, keras.Model], data: str | Path, split: str, line: tuple[float, float]
+def score_dfdc(
+    members: dict[str, keras.Model], data: str | Path, split: str, file: Path, count: int | None = None
 ) -> pd.DataFrame:
-    """AUC and log loss of each member and of their mean on DFDC's ``validation`` or ``test`` parts.
+    """Logits of DFDC's ``validation`` or ``test`` parts: the table of crops, a column a member, ``mean``.
+
+    They are written to ``file``, as they take minutes on a CPU; a file that is there is read instead.
+
+    Args:
+        count: of a random balanced sample; None: all crops.
+    """
+    if not file.exists():
+        faces: Faces = read_split(data, split, count)
+        scores = faces.table[["stem", "label", "group"]].assign(**member_logits(members, faces.crops))
+        file.parent.mkdir(parents=True, exist_ok=True)
+        scores.to_csv(file, index=False, float_format="%.5f")
+    return pd.read_csv(file)
+
+
+def evaluate_dfdc(scores: pd.DataFrame, line: tuple[float, float]) -> pd.DataFrame:
+    """AUC and log loss of each member and of their mean, from :func:`score_dfdc`.
 
     The intervals are by original.
     """
-    faces: Faces = read_split(data, split)
-    logits = member_logits(members, faces.crops)
+    names = scores.columns.drop(["stem", "label", "group"])
     return pd.DataFrame(
         {
-            name: face_metrics(faces.table.assign(logit=line[0] * values + line[1]), interval=True)
-            for name, values in logits.items()
+            name: face_metrics(scores.assign(logit=line[0] * scores[name] + line[1]), interval=True)
+            for name in names
         }
     ).T
 
@@ -77,16 +94,61 @@ def clip_metrics(
     }
 
 
-def evaluate_folds(file: str | Path, line: tuple[float, float], column: str = "logit") -> pd.DataFrame:
-    """:func:`clip_metrics` of ``web_faces``, over all clips and by generator.
+def fit_clip_line(
+    web: pd.DataFrame, dfdc: pd.DataFrame, alarms: float = 0.05, limit: float = 0.303
+) -> tuple[float, float]:
+    """The line of a clip, ``face`` in ``detector.json``: scale and shift for the mean logit of ten crops.
 
-    The scoring networks were trained without the generator and the people of the clip.
+    It minimises the sum of the class-balanced log losses of both sets, while at most a share ``alarms`` of
+    the real web clips lies over one half.
 
     Args:
-        file: has the columns ``clip``, ``label`` (0, 1), ``generator`` (for real clips: the kind of video),
-            ``person`` and ``column``, the mean logit of the crops of the clip.
+        web: clips with ``label`` and ``logit``, the mean of the crops, by networks that never met their
+            generator and people.
+        dfdc: the same of single crops: DFDC's research set holds one a clip, and a mean is no less certain.
+        limit: of DFDC's log loss, over all rows.
+
+    Raises:
+        ValueError: the line exceeds ``limit``.
     """
-    clips = pd.read_csv(file, dtype={"clip": str})
+    real = np.sort(web["logit"][web["label"] == REAL])
+    highest = real[-1 - int(alarms * len(real))]  # of the real clips that must not lie over one half
+
+    def line(point: np.ndarray) -> tuple[float, float]:
+        return float(point[0]), float(min(point[1], -point[0] * highest))
+
+    def loss(point: np.ndarray) -> float:
+        scale, shift = line(point)
+        return sum(
+            balanced_log_loss(rows["label"].to_numpy(), sigmoid(scale * rows["logit"].to_numpy() + shift))
+            for rows in (web, dfdc)
+        )
+
+    scale, shift = line(minimize(loss, [1.0, 0.0], method="Nelder-Mead").x)
+    found = log_loss(dfdc["label"], sigmoid(scale * dfdc["logit"].to_numpy() + shift))
+    if found > limit:
+        raise ValueError(f"log loss on DFDC: expected at most {limit}, found {found:.3f}")
+    return scale, shift
+
+
+def words(labels: np.ndarray, logits: np.ndarray, line: tuple[float, float]) -> pd.DataFrame:
+    """What the report's words mean: the number of clips and the share of fakes under each."""
+    answers = sigmoid(line[0] * np.asarray(logits) + line[1])
+    table = pd.DataFrame({"word": [zone_of(answer).name for answer in answers], "fake": labels})
+    return table.groupby("word")["fake"].agg(clips="size", fakes="mean")
+
+
+def read_folds(file: str | Path) -> pd.DataFrame:
+    """Clips of ``web_faces`` scored by networks trained without their generator and their people.
+
+    The columns are ``clip``, ``label`` (0, 1), ``generator`` (for real clips: the kind of video), ``person``
+    and ``logit``, the mean of the crops of the clip.
+    """
+    return pd.read_csv(file, dtype={"clip": str})
+
+
+def evaluate_folds(clips: pd.DataFrame, line: tuple[float, float], column: str = "logit") -> pd.DataFrame:
+    """:func:`clip_metrics` of the clips of :func:`read_folds`, over all of them and by generator."""
     real, fakes = clips[clips["label"] == REAL], clips[clips["label"] == FAKE]
     groups = {"all": clips} | {name: pd.concat([real, rows]) for name, rows in fakes.groupby("generator")}
     return pd.DataFrame(
@@ -97,12 +159,11 @@ def evaluate_folds(file: str | Path, line: tuple[float, float], column: str = "l
     ).T
 
 
-def false_alarms(file: str | Path, line: tuple[float, float], column: str = "logit") -> pd.DataFrame:
-    """False alarms by kind of real video in the file of :func:`evaluate_folds`.
+def false_alarms(clips: pd.DataFrame, line: tuple[float, float], column: str = "logit") -> pd.DataFrame:
+    """False alarms by kind of real video among the clips of :func:`read_folds`.
 
     The columns are the number of clips, the mean P(fake) and the fraction over one half.
     """
-    clips = pd.read_csv(file, dtype={"clip": str})
     real = clips[clips["label"] == REAL]
     real = real.assign(probability=sigmoid(line[0] * real[column] + line[1]))
     real["over_half"] = real["probability"] > 0.5
@@ -147,12 +208,13 @@ def evaluate_portraits(detector, data: str | Path, count: int = 200) -> pd.DataF
     return pd.DataFrame(lines).T
 
 
-def figures(table: pd.DataFrame, kind: str, split: str = "validation") -> list[dict]:
-    """The main row of a table of this module as entries of ``models/results.json``.
+def figures(table: pd.DataFrame, kind: str, split: str = "validation", title: str = "") -> list[dict]:
+    """The main rows of a table of this module as entries of ``models/results.json``.
 
     Args:
-        kind: ``dfdc`` (:func:`evaluate_dfdc` of ``split``), ``folds`` (:func:`evaluate_folds`) or
-            ``portraits`` (:func:`evaluate_portraits`).
+        kind: ``dfdc`` (:func:`evaluate_dfdc` of ``split``), ``folds`` (:func:`evaluate_folds`), ``words``
+            (:func:`words`) or ``portraits`` (:func:`evaluate_portraits`).
+        title: of the table, as the prefix of the figures of ``words``.
     """
     command = "python -m recipes evaluate face" + (" --split test" if split == "test" else "")
     if kind == "portraits":
@@ -165,6 +227,17 @@ def figures(table: pd.DataFrame, kind: str, split: str = "validation") -> list[d
                 command=command,
             )
             for name in table.index
+        ]
+    if kind == "words":
+        return [
+            result(
+                f"face/{title}/fakes among {word}",
+                row["fakes"],
+                data=f"{row['clips']:.0f} of {table['clips'].sum():.0f} rows",
+                split="five folds by generator and person" if "web" in title else "by original",
+                command=command,
+            )
+            for word, row in table.iterrows()
         ]
     if kind == "folds":
         names = {"AUC": "auc", "recall at 5 % false alarms": "recall"}
