@@ -20,6 +20,7 @@ import pandas as pd
 from kaggle_utils import Detector
 from kaggle_utils.face import quality
 from kaggle_utils.kaggle.paths import research_data
+from kaggle_utils.results import result, save_results
 
 CLIPS = {
     "dfdc_clips/hsbwhlolsn.mp4": "REAL",
@@ -117,7 +118,21 @@ def main() -> None:
     table.insert(0, "label", rows.drop_duplicates("clip").set_index("clip")["label"])
     print(table.round(2).to_string())
     real = table[table["label"] == "REAL"].drop(columns="label")
-    print("\nlargest rise of a real clip\n" + real.sub(real["as it is"], axis=0).max().round(2).to_string())
+    rise = real.sub(real["as it is"], axis=0).max()
+    print("\nlargest rise of a real clip\n" + rise.round(2).to_string())
+    if options.models is None:
+        source = {
+            "data": "nine clips",
+            "split": "training met most web clips",
+            "command": "python benchmarks/delivery.py",
+        }
+        found = {f"{row['clip']}/{row['delivery']}": row["face"] for row in rows.to_dict("records")}
+        found |= {f"largest rise of a real clip/{delivery}": value for delivery, value in rise.items()}
+        save_results(
+            result(f"face/delivery/{name}", value, **source)
+            for name, value in found.items()
+            if value == value
+        )
     noted = rows[rows["note"].fillna("") != ""].groupby("delivery").size()
     print("\nclips with a note on quality\n" + (noted.to_string() if len(noted) else str(np.int64(0))))
 

@@ -138,18 +138,16 @@ def _voice_tables(options: argparse.Namespace) -> dict[str, pd.DataFrame]:
 
 def _fusion_tables(options: argparse.Namespace) -> dict[str, pd.DataFrame]:
     """Ways to join faces of DFDC with voices of unheard pages; the figures go to ``models/results.json``."""
-    from recipes.face.data import read_split
-
     from .face import outside
+    from .face.data import is_unaltered
     from .fusion.training import compare_scores, save_comparison
     from .voice import evaluation
 
     data, members = _research_data(options), outside.read_members(options.models or paths.models_folder())
-    faces = {split: read_split(data, split, altered=True) for split in ("validation", "test")}
-    tables = {
-        split: some.table.assign(logit=outside.member_logits(members, some.crops)["mean"])
-        for split, some in faces.items()
-    }
+    tables = {}
+    for split in ("validation", "test"):
+        scores = outside.score_dfdc(members, data, split, paths.working_folder() / "face" / f"{split}.csv")
+        tables[split] = scores[~is_unaltered(scores)].rename(columns={"mean": "logit"})
     voices = evaluation.averaged(
         evaluation.judge_folds(data / "voice", options.output or paths.working_folder() / "folds")
     )
@@ -193,24 +191,31 @@ def _face_tables(options: argparse.Namespace) -> dict[str, pd.DataFrame]:
     models = options.models or paths.models_folder()
     lines, count = detector.calibration.lines, options.count
     folds = outside.read_folds(models / outside.FOLDS)
+    videos = folds.dropna(subset="logit_video").assign(logit=lambda clips: clips["logit_video"])
     file = (options.output or paths.working_folder() / "face") / f"{options.split}{count or ''}.csv"
     dfdc = outside.score_dfdc(outside.read_members(models), data, options.split, file, count)
     tables = {}
     for name, kind, table in (
-        (
-            "clips of unseen generators and people (web_faces)",
-            "folds",
-            lambda: outside.evaluate_folds(folds, lines["face"]),
-        ),
+        ("web folds", "folds", lambda: outside.evaluate_folds(folds, lines["face"])),
+        ("web folds, whole clips", "folds", lambda: outside.evaluate_folds(videos, lines["face"])),
         ("real clips of web_faces, by kind", None, lambda: outside.false_alarms(folds, lines["face"])),
-        ("words on web_faces", "words", lambda: outside.words(folds["label"], folds["logit"], lines["face"])),
         (
-            f"words on DFDC, {options.split}",
+            "words on web folds",
+            "words",
+            lambda: outside.words(folds["label"], folds["logit"], lines["face"]),
+        ),
+        (
+            "words on web folds, whole clips",
+            "words",
+            lambda: outside.words(videos["label"], videos["logit"], lines["face"]),
+        ),
+        (
+            f"words on DFDC {options.split}",
             "words",
             lambda: outside.words(dfdc["label"], dfdc["mean"], lines["face"]),
         ),
         (f"DFDC, {options.split}", "dfdc", lambda: outside.evaluate_dfdc(dfdc, lines["crop"])),
-        ("whole clips", None, lambda: outside.evaluate_clips(detector, data)),
+        ("clips, face alone and with the voice", None, lambda: outside.evaluate_clips(detector, data)),
         ("still portraits", "portraits", lambda: outside.evaluate_portraits(detector, data, count or 200)),
     ):
         tables[name] = table()

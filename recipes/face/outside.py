@@ -3,13 +3,14 @@
 ``python -m recipes evaluate face`` prints the tables. A clip counts once, with the mean logit of its crops.
 """
 
+from collections.abc import Sequence
+from itertools import product
 from pathlib import Path
 
 import cv2
 import keras
 import numpy as np
 import pandas as pd
-from scipy.optimize import minimize
 
 from kaggle_utils import storage
 from kaggle_utils.datasets.dfdc import FAKE, REAL, read_dfdc
@@ -53,7 +54,7 @@ def score_dfdc(
     """
     if not file.exists():
         faces: Faces = read_split(data, split, count)
-        scores = faces.table[["stem", "label", "group"]].assign(**member_logits(members, faces.crops))
+        scores = faces.table[["stem", "label", "group", "p99"]].assign(**member_logits(members, faces.crops))
         file.parent.mkdir(parents=True, exist_ok=True)
         scores.to_csv(file, index=False, float_format="%.5f")
     return pd.read_csv(file)
@@ -64,7 +65,7 @@ def evaluate_dfdc(scores: pd.DataFrame, line: tuple[float, float]) -> pd.DataFra
 
     The intervals are by original.
     """
-    names = scores.columns.drop(["stem", "label", "group"])
+    names = scores.columns.drop(["stem", "label", "group", "p99"])
     return pd.DataFrame(
         {
             name: face_metrics(scores.assign(logit=line[0] * scores[name] + line[1]), interval=True)
@@ -95,40 +96,34 @@ def clip_metrics(
 
 
 def fit_clip_line(
-    web: pd.DataFrame, dfdc: pd.DataFrame, alarms: float = 0.05, limit: float = 0.303
+    webs: Sequence[pd.DataFrame], dfdc: pd.DataFrame, alarms: float = 0.05, limit: float = 0.303
 ) -> tuple[float, float]:
-    """The line of a clip, ``face`` in ``detector.json``: scale and shift for the mean logit of ten crops.
+    """The line of a clip, ``face`` in ``detector.json``: scale and shift of the mean logit of its crops.
 
-    It minimises the sum of the class-balanced log losses of both sets, while at most a share ``alarms`` of
-    the real web clips lies over one half.
+    Of all lines in steps of 0.05 that keep DFDC's log loss within ``limit``, take those with the smallest
+    share of real web clips over one half, beyond ``alarms``; of these, the one with the lowest
+    class-balanced log loss, each set alike.
 
     Args:
-        web: clips with ``label`` and ``logit``, the mean of the crops, by networks that never met their
-            generator and people.
-        dfdc: the same of single crops: DFDC's research set holds one a clip, and a mean is no less certain.
-        limit: of DFDC's log loss, over all rows.
+        webs: sets of clips with ``label`` and ``logit``, the mean of the crops, by networks that never met
+            their generator and people.
+        dfdc: the same of single crops: DFDC's research set holds one a clip.
 
     Raises:
-        ValueError: the line exceeds ``limit``.
+        ValueError: no line keeps the limit.
     """
-    real = np.sort(web["logit"][web["label"] == REAL])
-    highest = real[-1 - int(alarms * len(real))]  # of the real clips that must not lie over one half
-
-    def line(point: np.ndarray) -> tuple[float, float]:
-        return float(point[0]), float(min(point[1], -point[0] * highest))
-
-    def loss(point: np.ndarray) -> float:
-        scale, shift = line(point)
-        return sum(
-            balanced_log_loss(rows["label"].to_numpy(), sigmoid(scale * rows["logit"].to_numpy() + shift))
-            for rows in (web, dfdc)
-        )
-
-    scale, shift = line(minimize(loss, [1.0, 0.0], method="Nelder-Mead").x)
-    found = log_loss(dfdc["label"], sigmoid(scale * dfdc["logit"].to_numpy() + shift))
-    if found > limit:
-        raise ValueError(f"log loss on DFDC: expected at most {limit}, found {found:.3f}")
-    return scale, shift
+    best: tuple = ()
+    for scale, shift in product(np.arange(0.5, 1.21, 0.05), np.arange(-1.0, 0.51, 0.05)):
+        answers = [sigmoid(scale * rows["logit"].to_numpy() + shift) for rows in (*webs, dfdc)]
+        labels = [rows["label"].to_numpy() for rows in (*webs, dfdc)]
+        if log_loss(labels[-1], answers[-1]) <= limit:
+            over = [np.mean(p[y == REAL] > 0.5) for p, y in zip(answers[:-1], labels[:-1], strict=True)]
+            excess = sum(max(share - alarms, 0) for share in over)
+            loss = sum(balanced_log_loss(y, p) for y, p in zip(labels, answers, strict=True))
+            best = min(best or (np.inf,), (excess, loss, round(scale, 2), round(shift, 2)))
+    if not best:
+        raise ValueError(f"log loss on DFDC: expected a line with at most {limit}, found none")
+    return best[2:]
 
 
 def words(labels: np.ndarray, logits: np.ndarray, line: tuple[float, float]) -> pd.DataFrame:
@@ -141,8 +136,9 @@ def words(labels: np.ndarray, logits: np.ndarray, line: tuple[float, float]) -> 
 def read_folds(file: str | Path) -> pd.DataFrame:
     """Clips of ``web_faces`` scored by networks trained without their generator and their people.
 
-    The columns are ``clip``, ``label`` (0, 1), ``generator`` (for real clips: the kind of video), ``person``
-    and ``logit``, the mean of the crops of the clip.
+    The columns are ``clip``, ``label`` (0, 1), ``generator`` (for real clips: the kind of video), ``person``,
+    ``logit``, the mean of four crops of the clip, and ``logit_video``, the mean of up to twelve that the
+    product's own face finder cut from the whole clip.
     """
     return pd.read_csv(file, dtype={"clip": str})
 
@@ -214,7 +210,7 @@ def figures(table: pd.DataFrame, kind: str, split: str = "validation", title: st
     Args:
         kind: ``dfdc`` (:func:`evaluate_dfdc` of ``split``), ``folds`` (:func:`evaluate_folds`), ``words``
             (:func:`words`) or ``portraits`` (:func:`evaluate_portraits`).
-        title: of the table, as the prefix of the figures of ``words``.
+        title: of the table, for the names of the figures of ``words`` and ``folds``.
     """
     command = "python -m recipes evaluate face" + (" --split test" if split == "test" else "")
     if kind == "portraits":
@@ -242,8 +238,8 @@ def figures(table: pd.DataFrame, kind: str, split: str = "validation", title: st
     if kind == "folds":
         names = {"AUC": "auc", "recall at 5 % false alarms": "recall"}
         names |= {f"{who} over one half": f"{who[:4]}_over_half" for who in ("fakes", "real")}
-        prefix, row = "face/web folds", table.loc["all"]
-        data, by = "web_faces, 172 clips", "five folds by generator and person"
+        prefix, row = f"face/{title or 'web folds'}", table.loc["all"]
+        data, by = f"web_faces, {row['clips']:.0f} clips", "five folds by generator and person"
     else:
         names = {"AUC": "auc", "log loss": "log_loss"}
         prefix, row = f"face/DFDC {split}", table.loc["mean"]
