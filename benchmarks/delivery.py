@@ -38,11 +38,11 @@ EVEN = "scale=trunc(iw/2)*2:trunc(ih/2)*2"
 DELIVERIES = {
     "as it is": None,
     "CRF 35": (EVEN, *H264, "-crf", "35"),
-    "480p": ("scale=-2:'min(480,ih)'", *H264, "-crf", "26"),
-    "240p": ("scale=-2:'min(240,ih)'", *H264, "-crf", "26"),
+    "480p": ("scale=-2:'trunc(min(480,ih)/2)*2'", *H264, "-crf", "26"),
+    "240p": ("scale=-2:'trunc(min(240,ih)/2)*2'", *H264, "-crf", "26"),
     "black bars": (f"{EVEN},pad=iw*1.5:ih:(ow-iw)/2:0", *H264, "-crf", "23"),
     "2 x 2 collage": (
-        f"{EVEN},split=4[a][b][c][d];[a][b]hstack[e];[c][d]hstack[f];[e][f]vstack,scale=-2:'min(1080,ih)'",
+        f"{EVEN},split=4[a][b][c][d];[a][b]hstack[e];[c][d]hstack[f];[e][f]vstack,scale=-2:'trunc(min(1080,ih)/2)*2'",
         *H264,
         "-crf",
         "23",
