@@ -19,6 +19,11 @@ FORMULAS = ("=", "+", "-", "@", "\t", "\r")  # a spreadsheet runs a cell that be
 def main(arguments: list[str] | None = None) -> int:
     """Run one command and return the exit code."""
     options = _parser().parse_args(arguments)
+    if isinstance(source := getattr(options, "source", None), list):
+        if len(source) > 1:
+            print("error: expected one clip or one folder: put the clips into a folder", file=sys.stderr)
+            return 2
+        options.source = source[0] if source else None
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that temporary files are removed
     sys.stdout.reconfigure(errors="backslashreplace")  # a clip's name may not be valid UTF-8
@@ -58,7 +63,7 @@ def _parser() -> argparse.ArgumentParser:
     extract.set_defaults(run=run_extract)
 
     predict = commands.add_parser("predict", help="score one clip, or every clip of a folder")
-    predict.add_argument("source", type=Path, nargs="?", help="a clip, a folder of clips or a DFDC root "
+    predict.add_argument("source", type=Path, nargs="*", help="a clip, a folder of clips or a DFDC root "
                          "(default: the data set found, else the miniature)")
     predict.add_argument("-o", "--output", type=Path, help="the CSV to write (default: work/submission.csv)")
     predict.add_argument("--prior", type=float, default=0.5, help="share of fakes expected (default 0.5)")
@@ -71,7 +76,7 @@ def _parser() -> argparse.ArgumentParser:
     predict.set_defaults(run=run_predict)
 
     report = commands.add_parser("report", help="report on a clip, or on a folder sorted by suspicion")
-    report.add_argument("source", type=Path, help="a video file, or a folder of clips")
+    report.add_argument("source", type=Path, nargs="+", help="a video file, or a folder of clips")
     report.add_argument("-o", "--output", type=Path,
                         help="the page to write, or the folder (default: work/CLIP.html, work/FOLDER-report)")
     report.add_argument("--prior", type=float, default=0.5, help="share of fakes expected (default 0.5)")

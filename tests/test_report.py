@@ -214,6 +214,12 @@ def test_command_line_names_a_missing_clip(tmp_path, capsys):
     assert "none.mp4: expected a clip" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("command", ["report", "predict"])
+def test_several_clips_belong_into_a_folder(command, capsys):
+    assert main([command, "a.mp4", "b.mp4"]) == 2
+    assert capsys.readouterr().err == "error: expected one clip or one folder: put the clips into a folder\n"
+
+
 @pytest.mark.parametrize("width", [1280, 390])
 def test_chromium_shows_it_and_complains_of_nothing(two_people, tmp_path, width):
     page = tmp_path / "page.html"
