@@ -62,7 +62,7 @@ def clips_around(centres: dict[int, float], count: int) -> pd.DataFrame:
 
 
 def test_the_line_of_a_clip_keeps_real_web_clips_under_one_half():
-    web, dfdc = clips_around({0: 0.5, 1: 2.0}, 146), clips_around({0: -3.0, 1: 3.0}, 1000)
+    web, dfdc = clips_around({0: -1.0, 1: 1.0}, 146), clips_around({0: -3.0, 1: 3.0}, 1000)
     scale, shift = outside.fit_clip_line([web], dfdc)
     over = scale * web["logit"] + shift > 0
     assert scale > 0 and over[web["label"] == 0].sum() <= 3  # of 73
