@@ -20,6 +20,7 @@ import pandas as pd
 from kaggle_utils import Detector
 from kaggle_utils.face import quality
 from kaggle_utils.kaggle.paths import research_data
+from kaggle_utils.results import result, save_results
 
 CLIPS = {
     "dfdc_clips/hsbwhlolsn.mp4": "REAL",
@@ -37,11 +38,11 @@ EVEN = "scale=trunc(iw/2)*2:trunc(ih/2)*2"
 DELIVERIES = {
     "as it is": None,
     "CRF 35": (EVEN, *H264, "-crf", "35"),
-    "480p": ("scale=-2:'min(480,ih)'", *H264, "-crf", "26"),
-    "240p": ("scale=-2:'min(240,ih)'", *H264, "-crf", "26"),
+    "480p": ("scale=-2:'trunc(min(480,ih)/2)*2'", *H264, "-crf", "26"),
+    "240p": ("scale=-2:'trunc(min(240,ih)/2)*2'", *H264, "-crf", "26"),
     "black bars": (f"{EVEN},pad=iw*1.5:ih:(ow-iw)/2:0", *H264, "-crf", "23"),
     "2 x 2 collage": (
-        f"{EVEN},split=4[a][b][c][d];[a][b]hstack[e];[c][d]hstack[f];[e][f]vstack,scale=-2:'min(1080,ih)'",
+        f"{EVEN},split=4[a][b][c][d];[a][b]hstack[e];[c][d]hstack[f];[e][f]vstack,scale=-2:'trunc(min(1080,ih)/2)*2'",
         *H264,
         "-crf",
         "23",
@@ -117,7 +118,21 @@ def main() -> None:
     table.insert(0, "label", rows.drop_duplicates("clip").set_index("clip")["label"])
     print(table.round(2).to_string())
     real = table[table["label"] == "REAL"].drop(columns="label")
-    print("\nlargest rise of a real clip\n" + real.sub(real["as it is"], axis=0).max().round(2).to_string())
+    rise = real.sub(real["as it is"], axis=0).max()
+    print("\nlargest rise of a real clip\n" + rise.round(2).to_string())
+    if options.models is None:
+        source = {
+            "data": "nine clips",
+            "split": "training met most web clips",
+            "command": "python benchmarks/delivery.py",
+        }
+        found = {f"{row['clip']}/{row['delivery']}": row["face"] for row in rows.to_dict("records")}
+        found |= {f"largest rise of a real clip/{delivery}": value for delivery, value in rise.items()}
+        save_results(
+            result(f"face/delivery/{name}", value, **source)
+            for name, value in found.items()
+            if value == value
+        )
     noted = rows[rows["note"].fillna("") != ""].groupby("delivery").size()
     print("\nclips with a note on quality\n" + (noted.to_string() if len(noted) else str(np.int64(0))))
 

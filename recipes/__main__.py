@@ -60,6 +60,11 @@ def _parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--models", type=Path, help="folder of weights (default: models/)")
     evaluate.add_argument("--split", choices=["validation", "test"], default="validation")
     evaluate.add_argument(
+        "--count",
+        type=int,
+        help="for face, a quick look on a CPU: so many DFDC crops and portraits of each kind, nothing saved",
+    )
+    evaluate.add_argument(
         "--scores",
         type=Path,
         help="for runs: a folder of scores or one table (default: models/face_validation.csv)",
@@ -68,7 +73,7 @@ def _parser() -> argparse.ArgumentParser:
         "-o",
         "--output",
         type=Path,
-        help="for voice: folds and scores; existing ones are kept (default: work/folds)",
+        help="for voice and face: scores; existing ones are kept (default: work/folds, work/face)",
     )
     evaluate.set_defaults(run=evaluate_networks)
     return parser
@@ -133,18 +138,16 @@ def _voice_tables(options: argparse.Namespace) -> dict[str, pd.DataFrame]:
 
 def _fusion_tables(options: argparse.Namespace) -> dict[str, pd.DataFrame]:
     """Ways to join faces of DFDC with voices of unheard pages; the figures go to ``models/results.json``."""
-    from recipes.face.data import read_split
-
     from .face import outside
+    from .face.data import is_unaltered
     from .fusion.training import compare_scores, save_comparison
     from .voice import evaluation
 
     data, members = _research_data(options), outside.read_members(options.models or paths.models_folder())
-    faces = {split: read_split(data, split, altered=True) for split in ("validation", "test")}
-    tables = {
-        split: some.table.assign(logit=outside.member_logits(members, some.crops)["mean"])
-        for split, some in faces.items()
-    }
+    tables = {}
+    for split in ("validation", "test"):
+        scores = outside.score_dfdc(members, data, split, paths.working_folder() / "face" / f"{split}.csv")
+        tables[split] = scores[~is_unaltered(scores)].rename(columns={"mean": "logit"})
     voices = evaluation.averaged(
         evaluation.judge_folds(data / "voice", options.output or paths.working_folder() / "folds")
     )
@@ -177,32 +180,47 @@ def _quality(options: argparse.Namespace) -> dict[str, pd.DataFrame]:
 
 
 def _face_tables(options: argparse.Namespace) -> dict[str, pd.DataFrame]:
-    """Evaluate the face networks; the figures of each table go to ``models/results.json`` when it is done."""
+    """Evaluate the face networks; the figures of each table go to ``models/results.json`` when it is done.
+
+    With ``--count`` nothing is written there: that many DFDC crops and portraits of each kind do not make a
+    card.
+    """
     from .face import outside
 
     detector, data = Detector.load(options.models), _research_data(options)
     models = options.models or paths.models_folder()
-    line, folds = detector.calibration.lines["crop"], models / outside.FOLDS
-    members = outside.read_members(models)
+    lines, count = detector.calibration.lines, options.count
+    folds = outside.read_folds(models / outside.FOLDS)
+    videos = folds.dropna(subset="logit_video").assign(logit=lambda clips: clips["logit_video"])
+    file = (options.output or paths.working_folder() / "face") / f"{options.split}{count or ''}.csv"
+    dfdc = outside.score_dfdc(outside.read_members(models), data, options.split, file, count)
     tables = {}
     for name, kind, table in (
+        ("web folds", "folds", lambda: outside.evaluate_folds(folds, lines["face"])),
+        ("web folds, whole clips", "folds", lambda: outside.evaluate_folds(videos, lines["face"])),
+        ("real clips of web_faces, by kind", None, lambda: outside.false_alarms(folds, lines["face"])),
         (
-            "clips of unseen generators and people (web_faces)",
-            "folds",
-            lambda: outside.evaluate_folds(folds, line),
+            "words on web folds",
+            "words",
+            lambda: outside.words(folds["label"], folds["logit"], lines["face"]),
         ),
-        ("real clips of web_faces, by kind", None, lambda: outside.false_alarms(folds, line)),
         (
-            f"DFDC, {options.split}",
-            "dfdc",
-            lambda: outside.evaluate_dfdc(members, data, options.split, line),
+            "words on web folds, whole clips",
+            "words",
+            lambda: outside.words(videos["label"], videos["logit"], lines["face"]),
         ),
-        ("whole clips", None, lambda: outside.evaluate_clips(detector, data)),
-        ("still portraits", "portraits", lambda: outside.evaluate_portraits(detector, data)),
+        (
+            f"words on DFDC {options.split}",
+            "words",
+            lambda: outside.words(dfdc["label"], dfdc["mean"], lines["face"]),
+        ),
+        (f"DFDC, {options.split}", "dfdc", lambda: outside.evaluate_dfdc(dfdc, lines["crop"])),
+        ("clips, face alone and with the voice", None, lambda: outside.evaluate_clips(detector, data)),
+        ("still portraits", "portraits", lambda: outside.evaluate_portraits(detector, data, count or 200)),
     ):
         tables[name] = table()
-        if kind and options.models is None:
-            save_results(outside.figures(tables[name], kind, options.split))
+        if kind and options.models is None and count is None:
+            save_results(outside.figures(tables[name], kind, options.split, name))
     return tables
 
 

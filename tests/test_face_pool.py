@@ -24,6 +24,7 @@ from test_face_training import drawn_faces
 from kaggle_utils import storage
 from recipes.face import pool as pools
 from recipes.face.data import keep_aside
+from recipes.face.networks import between
 from recipes.face.training import FaceSettings
 
 folder = Path(sys.argv[1])
@@ -65,7 +66,7 @@ print("RESULT", json.dumps({
     "apart": float(logits[labels == 1].mean() - logits[labels == 0].mean()),
     "saved": float(np.abs(again - logits).max()),
     "moved": [float(np.abs(a - b).max()) for a, b in zip(average, trainer.start)],
-    "still": float(np.abs(pools.between(trainer.start, average, 0.0)[0] - trainer.start[0]).max()),
+    "still": float(np.abs(between(trainer.start, average, 0.0)[0] - trainer.start[0]).max()),
 }))
 """
 

@@ -119,8 +119,9 @@ def test_plain_network_answers_as_keras_does_and_writes_its_weights_back(network
 def test_fine_tuning_learns_resumes_and_leaves_the_frozen_layers(network, tmp_path):
     import torch
 
+    from recipes.face.networks import between
     from recipes.face.plain import PlainNetwork
-    from recipes.face.wide import between, fine_tune
+    from recipes.face.wide import fine_tune
 
     before = network.get_weights()
     plain, pairs = PlainNetwork(network, torch.float32), FacePairs({"dfdc": drawn_faces(48)})

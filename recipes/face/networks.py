@@ -206,3 +206,9 @@ def load_inception_weights(model: keras.Model, path: Path | str) -> None:
 def _number(name: str) -> int:
     digits = re.search(r"_(\d+)$", name)
     return int(digits[1]) if digits else 0
+
+
+def between(start: list[np.ndarray], end: list[np.ndarray], share: float) -> list[np.ndarray]:
+    """Weights ``share`` of the way from ``start`` to ``end``; over 1 goes beyond."""
+    both = zip(start, end, strict=True)
+    return [(first + share * (last - first)).astype(first.dtype) for first, last in both]

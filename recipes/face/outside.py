@@ -3,6 +3,8 @@
 ``python -m recipes evaluate face`` prints the tables. A clip counts once, with the mean logit of its crops.
 """
 
+from collections.abc import Sequence
+from itertools import product
 from pathlib import Path
 
 import cv2
@@ -12,11 +14,12 @@ import pandas as pd
 
 from kaggle_utils import storage
 from kaggle_utils.datasets.dfdc import FAKE, REAL, read_dfdc
-from kaggle_utils.metrics import auc, bootstrap_interval, sigmoid
+from kaggle_utils.metrics import auc, bootstrap_interval, log_loss, sigmoid
+from kaggle_utils.report import zone_of
 from kaggle_utils.results import result
 from recipes.face.data import CROP_SIZE, Faces, is_kept_portrait, read_split
 
-from .evaluation import face_metrics, predict_logits
+from .evaluation import balanced_log_loss, face_metrics, predict_logits
 
 FOLDS = "face_folds.csv"  # scores of clips by networks trained without their generator and their people
 CLIP_SETS = ("dfdc_clips", "ffpp_clips", "web_clips")
@@ -39,19 +42,34 @@ def member_logits(members: dict[str, keras.Model], crops: np.ndarray) -> dict[st
     return logits | {"mean": np.mean(list(logits.values()), axis=0)}
 
 
-def evaluate_dfdc(
-    members: dict[str, keras.Model], data: str | Path, split: str, line: tuple[float, float]
+def score_dfdc(
+    members: dict[str, keras.Model], data: str | Path, split: str, file: Path, count: int | None = None
 ) -> pd.DataFrame:
-    """AUC and log loss of each member and of their mean on DFDC's ``validation`` or ``test`` parts.
+    """Logits of DFDC's ``validation`` or ``test`` parts: the table of crops, a column a member, ``mean``.
+
+    They are written to ``file``, as they take minutes on a CPU; a file that is there is read instead.
+
+    Args:
+        count: of a random balanced sample; None: all crops.
+    """
+    if not file.exists():
+        faces: Faces = read_split(data, split, count)
+        scores = faces.table[["stem", "label", "group", "p99"]].assign(**member_logits(members, faces.crops))
+        file.parent.mkdir(parents=True, exist_ok=True)
+        scores.to_csv(file, index=False, float_format="%.5f")
+    return pd.read_csv(file)
+
+
+def evaluate_dfdc(scores: pd.DataFrame, line: tuple[float, float]) -> pd.DataFrame:
+    """AUC and log loss of each member and of their mean, from :func:`score_dfdc`.
 
     The intervals are by original.
     """
-    faces: Faces = read_split(data, split)
-    logits = member_logits(members, faces.crops)
+    names = scores.columns.drop(["stem", "label", "group", "p99"])
     return pd.DataFrame(
         {
-            name: face_metrics(faces.table.assign(logit=line[0] * values + line[1]), interval=True)
-            for name, values in logits.items()
+            name: face_metrics(scores.assign(logit=line[0] * scores[name] + line[1]), interval=True)
+            for name in names
         }
     ).T
 
@@ -77,16 +95,56 @@ def clip_metrics(
     }
 
 
-def evaluate_folds(file: str | Path, line: tuple[float, float], column: str = "logit") -> pd.DataFrame:
-    """:func:`clip_metrics` of ``web_faces``, over all clips and by generator.
+def fit_clip_line(
+    webs: Sequence[pd.DataFrame], dfdc: pd.DataFrame, alarms: float = 0.05, limit: float = 0.303
+) -> tuple[float, float]:
+    """The line of a clip, ``face`` in ``detector.json``: scale and shift of the mean logit of its crops.
 
-    The scoring networks were trained without the generator and the people of the clip.
+    Of all lines in steps of 0.05 that keep DFDC's log loss within ``limit``, take those with the smallest
+    share of real web clips over one half, beyond ``alarms``; of these, the one with the lowest
+    class-balanced log loss, each set alike.
 
     Args:
-        file: has the columns ``clip``, ``label`` (0, 1), ``generator`` (for real clips: the kind of video),
-            ``person`` and ``column``, the mean logit of the crops of the clip.
+        webs: sets of clips with ``label`` and ``logit``, the mean of the crops, by networks that never met
+            their generator and people.
+        dfdc: the same of single crops: DFDC's research set holds one a clip.
+
+    Raises:
+        ValueError: no line keeps the limit.
     """
-    clips = pd.read_csv(file, dtype={"clip": str})
+    best: tuple = ()
+    for scale, shift in product(np.arange(0.5, 1.21, 0.05), np.arange(-1.0, 0.51, 0.05)):
+        answers = [sigmoid(scale * rows["logit"].to_numpy() + shift) for rows in (*webs, dfdc)]
+        labels = [rows["label"].to_numpy() for rows in (*webs, dfdc)]
+        if log_loss(labels[-1], answers[-1]) <= limit:
+            over = [np.mean(p[y == REAL] > 0.5) for p, y in zip(answers[:-1], labels[:-1], strict=True)]
+            excess = sum(max(share - alarms, 0) for share in over)
+            loss = sum(balanced_log_loss(y, p) for y, p in zip(labels, answers, strict=True))
+            best = min(best or (np.inf,), (excess, loss, round(scale, 2), round(shift, 2)))
+    if not best:
+        raise ValueError(f"log loss on DFDC: expected a line with at most {limit}, found none")
+    return best[2:]
+
+
+def words(labels: np.ndarray, logits: np.ndarray, line: tuple[float, float]) -> pd.DataFrame:
+    """What the report's words mean: the number of clips and the share of fakes under each."""
+    answers = sigmoid(line[0] * np.asarray(logits) + line[1])
+    table = pd.DataFrame({"word": [zone_of(answer).name for answer in answers], "fake": labels})
+    return table.groupby("word")["fake"].agg(clips="size", fakes="mean")
+
+
+def read_folds(file: str | Path) -> pd.DataFrame:
+    """Clips of ``web_faces`` scored by networks trained without their generator and their people.
+
+    The columns are ``clip``, ``label`` (0, 1), ``generator`` (for real clips: the kind of video), ``person``,
+    ``logit``, the mean of four crops of the clip, and ``logit_video``, the mean of up to twelve that the
+    product's own face finder cut from the whole clip.
+    """
+    return pd.read_csv(file, dtype={"clip": str})
+
+
+def evaluate_folds(clips: pd.DataFrame, line: tuple[float, float], column: str = "logit") -> pd.DataFrame:
+    """:func:`clip_metrics` of the clips of :func:`read_folds`, over all of them and by generator."""
     real, fakes = clips[clips["label"] == REAL], clips[clips["label"] == FAKE]
     groups = {"all": clips} | {name: pd.concat([real, rows]) for name, rows in fakes.groupby("generator")}
     return pd.DataFrame(
@@ -97,12 +155,11 @@ def evaluate_folds(file: str | Path, line: tuple[float, float], column: str = "l
     ).T
 
 
-def false_alarms(file: str | Path, line: tuple[float, float], column: str = "logit") -> pd.DataFrame:
-    """False alarms by kind of real video in the file of :func:`evaluate_folds`.
+def false_alarms(clips: pd.DataFrame, line: tuple[float, float], column: str = "logit") -> pd.DataFrame:
+    """False alarms by kind of real video among the clips of :func:`read_folds`.
 
     The columns are the number of clips, the mean P(fake) and the fraction over one half.
     """
-    clips = pd.read_csv(file, dtype={"clip": str})
     real = clips[clips["label"] == REAL]
     real = real.assign(probability=sigmoid(line[0] * real[column] + line[1]))
     real["over_half"] = real["probability"] > 0.5
@@ -147,12 +204,13 @@ def evaluate_portraits(detector, data: str | Path, count: int = 200) -> pd.DataF
     return pd.DataFrame(lines).T
 
 
-def figures(table: pd.DataFrame, kind: str, split: str = "validation") -> list[dict]:
-    """The main row of a table of this module as entries of ``models/results.json``.
+def figures(table: pd.DataFrame, kind: str, split: str = "validation", title: str = "") -> list[dict]:
+    """The main rows of a table of this module as entries of ``models/results.json``.
 
     Args:
-        kind: ``dfdc`` (:func:`evaluate_dfdc` of ``split``), ``folds`` (:func:`evaluate_folds`) or
-            ``portraits`` (:func:`evaluate_portraits`).
+        kind: ``dfdc`` (:func:`evaluate_dfdc` of ``split``), ``folds`` (:func:`evaluate_folds`), ``words``
+            (:func:`words`) or ``portraits`` (:func:`evaluate_portraits`).
+        title: of the table, for the names of the figures of ``words`` and ``folds``.
     """
     command = "python -m recipes evaluate face" + (" --split test" if split == "test" else "")
     if kind == "portraits":
@@ -166,11 +224,22 @@ def figures(table: pd.DataFrame, kind: str, split: str = "validation") -> list[d
             )
             for name in table.index
         ]
+    if kind == "words":
+        return [
+            result(
+                f"face/{title}/fakes among {word}",
+                row["fakes"],
+                data=f"{row['clips']:.0f} of {table['clips'].sum():.0f} rows",
+                split="five folds by generator and person" if "web" in title else "by original",
+                command=command,
+            )
+            for word, row in table.iterrows()
+        ]
     if kind == "folds":
         names = {"AUC": "auc", "recall at 5 % false alarms": "recall"}
         names |= {f"{who} over one half": f"{who[:4]}_over_half" for who in ("fakes", "real")}
-        prefix, row = "face/web folds", table.loc["all"]
-        data, by = "web_faces, 172 clips", "five folds by generator and person"
+        prefix, row = f"face/{title or 'web folds'}", table.loc["all"]
+        data, by = f"web_faces, {row['clips']:.0f} clips", "five folds by generator and person"
     else:
         names = {"AUC": "auc", "log loss": "log_loss"}
         prefix, row = f"face/DFDC {split}", table.loc["mean"]

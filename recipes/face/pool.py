@@ -39,7 +39,7 @@ from recipes.loop import fast_policy
 from .augment import FaceAugment
 from .data import Faces, check_kept_aside, keep_aside
 from .feeding import BLENDED, LABELLED, TWIN, FaceBatches
-from .networks import RESIDUAL_FILTER
+from .networks import RESIDUAL_FILTER, between
 from .training import RUNS, read_sources, training_rows
 from .twins import DESIGNS, make_twins, train_autoencoder
 
@@ -283,20 +283,18 @@ def residual(pixels):
 
 
 def patch_pixels(chunk, places, flips):
-    """As :func:`plain_pixels`, one of four quarter-sized windows of each crop, enlarged to the whole."""
-    pixels = plain_pixels(chunk, places, flips)
+    """As :func:`plain_pixels`, one quarter of each crop."""
+    return quarters(plain_pixels(chunk, places, flips), places % 4)
+
+
+def quarters(pixels, corners):
+    """The quarter at ``corners`` (N,), 0 to 3, of each of ``pixels`` (N, S, S, 3), enlarged to the whole."""
     side = pixels.shape[1] // 2
-    corner = (places % 4)[:, None]
-    starts = jnp.concatenate([corner // 2 * side, corner % 2 * side], axis=1)
-    return windows(pixels, starts, side)
 
+    def one(image, corner):
+        return jax.lax.dynamic_slice(image, (corner // 2 * side, corner % 2 * side, 0), (side, side, 3))
 
-def windows(pixels, starts, side: int):
-    def one(image, start):
-        return jax.lax.dynamic_slice(image, (start[0], start[1], 0), (side, side, 3))
-
-    found = jax.vmap(one)(pixels, starts)
-    return jax.image.resize(found, pixels.shape, "bilinear")
+    return jax.image.resize(jax.vmap(one)(pixels, corners), pixels.shape, "bilinear")
 
 
 class Trainer:
@@ -391,14 +389,6 @@ class Trainer:
         for variable, value in zip(self.scorer.trainable_variables, weights, strict=True):
             variable.assign(np.asarray(value, np.float32))
         storage.save_network(self.scorer, file, "float16")
-
-
-def between(start: Sequence[np.ndarray], end: Sequence, share: float) -> list:
-    """Weights ``share`` of the way from ``start`` to ``end``."""
-    return [
-        jnp.asarray(first + share * (np.asarray(last) - first))
-        for first, last in zip(start, end, strict=True)
-    ]
 
 
 class Draw:
@@ -558,41 +548,6 @@ def nuisances(crop: np.ndarray) -> list[float]:
 
 
 # --- everything ---------------------------------------------------------------------------------------------
-class Keeper:
-    """Writes logits and tables into ``folder`` and an archive of them, in pieces, into ``output``."""
-
-    PIECE = 15_500_000  # bytes
-
-    def __init__(self, output: Path, folder: Path):
-        self.output, self.folder = output, folder
-        folder.mkdir(parents=True, exist_ok=True)
-
-    def arrays(self, name: str, values: Mapping[str, np.ndarray]) -> None:
-        np.savez_compressed(self.folder / f"{name}.npz", **values)
-        self.pack()
-
-    def table(self, name: str, table: pd.DataFrame) -> None:
-        table.to_csv(self.folder / f"{name}.csv", index=False)
-
-    def pack(self) -> None:
-        import io
-        import tarfile
-
-        memory = io.BytesIO()
-        with tarfile.open(fileobj=memory, mode="w:xz", preset=1) as archive:
-            archive.add(self.folder, arcname="results")
-        self.pieces("results.tar.xz", memory.getvalue())
-
-    def pieces(self, name: str, content: bytes) -> None:
-        count = max(math.ceil(len(content) / self.PIECE), 1)
-        for number in range(count):
-            part = content[number * self.PIECE : (number + 1) * self.PIECE]
-            target = self.output / f"{name}.{number}"
-            partial = target.with_name(f".{target.name}")
-            partial.write_bytes(part)
-            partial.replace(target)
-
-
 def run_pool(data: Path, start: Path, output: Path, minutes: float, sizes: Sizes, scratch: Path) -> None:
     """Make the pool and do as many of the runs as fit into ``minutes``."""
     began = time.monotonic()
@@ -603,7 +558,7 @@ def run_pool(data: Path, start: Path, output: Path, minutes: float, sizes: Sizes
 
     output.mkdir(parents=True, exist_ok=True)
     cv2.setNumThreads(1)  # the threads are ours
-    keeper, settings = Keeper(output, scratch / "results"), RUNS[RUN]
+    settings = RUNS[RUN]
     say(f"{minutes} minutes, devices {jax.devices()}, jax {jax.__version__}, keras {keras.__version__}")
     threads = ThreadPoolExecutor(6)
     loading = threads.submit(read_sources, settings, data)
@@ -626,12 +581,12 @@ def run_pool(data: Path, start: Path, output: Path, minutes: float, sizes: Sizes
         }
         sets = {name: (rows[few[name]], crops[few[name]]) for name, (rows, crops) in sets.items()}
     for name, (table, _) in sets.items():
-        keeper.table(name, table)
+        table.to_csv(output / f"{name}.csv", index=False)
     say("sets: " + ", ".join(f"{name} {len(table)}" for name, (table, _) in sets.items()))
     for name, trainer in trainers.items():
         try:
             logits = judge(trainer, trainer.start, sets)
-            keeper.arrays(f"{name}_start", logits)
+            np.savez_compressed(output / f"{name}_start.npz", **logits)
             say(f"{name} at the start: {summary(logits, sets)}")
         except Exception:
             say(f"{name} at the start:\n{traceback.format_exc()}")
@@ -646,7 +601,7 @@ def run_pool(data: Path, start: Path, output: Path, minutes: float, sizes: Sizes
     del teachers
     sources = faces.sources
     say(f"pool: {len(pool.rows)} crops, kinds {np.bincount(pool.kinds[1::2], minlength=3).tolist()}")
-    look(pool, sources, keeper)
+    look(pool, sources, output)
     for step in [trainer._step for trainer in trainers.values()]:
         step.exception()  # wait
     say("compiled")
@@ -694,8 +649,7 @@ def run_pool(data: Path, start: Path, output: Path, minutes: float, sizes: Sizes
             average = train(trainers[name], pool, draw, crops // sizes.batch, PEAKS[name], plain)
             if not folds:
                 ends[name] = [np.asarray(value) for value in average]
-                trainers[name].save(ends[name], scratch / f"{name}.keras")
-                keeper.pieces(f"{name}.keras", (scratch / f"{name}.keras").read_bytes())
+                trainers[name].save(ends[name], output / f"{name}.keras")
                 say(f"{label}: weights written")
             values = {}
             for share in SHARES:
@@ -705,15 +659,14 @@ def run_pool(data: Path, start: Path, output: Path, minutes: float, sizes: Sizes
                 )
                 values |= {f"{part}_{share}": found.astype(np.float32) for part, found in logits.items()}
                 say(f"{label} share {share}: {summary(logits, sets, folds)}")
-            keeper.arrays(label, values)
+            np.savez_compressed(output / f"{label}.npz", **values)
             done.append(label)
         except Exception:
             say(f"{label}:\n{traceback.format_exc()}")
     json_of = {"crops": crops, "groups": groups, "speeds": speeds, "pool": len(pool.rows), "done": done}
-    (keeper.folder / "plan.json").write_text(json.dumps(json_of))
-    keeper.pack()
+    (output / "plan.json").write_text(json.dumps(json_of))
     try:
-        extra_rows(trainers, each, pool, sources, allowed, sets, keeper, sizes, left)
+        extra_rows(trainers, each, pool, sources, allowed, sets, output, sizes, left)
     except Exception:
         say(f"rows:\n{traceback.format_exc()}")
     name = "inception"
@@ -733,12 +686,10 @@ def run_pool(data: Path, start: Path, output: Path, minutes: float, sizes: Sizes
                 logits = judge(trainers[name], [jnp.asarray(x) for x in weights], sets)
                 values |= {f"{part}_{key}": found for key, found in logits.items()}
                 say(f"{part}: {summary(logits, sets)}")
-            trainers[name].save(both, scratch / "both.keras")
-            keeper.pieces("both.keras", (scratch / "both.keras").read_bytes())
-            keeper.arrays("inception_second", values)
+            trainers[name].save(both, output / "both.keras")
+            np.savez_compressed(output / "inception_second.npz", **values)
         except Exception:
             say(f"second:\n{traceback.format_exc()}")
-    keeper.pack()
     say(f"finished, {left():.0f} s left")
 
 
@@ -756,31 +707,28 @@ def timed(trainer: Trainer, pool: Pool, draw: Draw, sizes: Sizes, pixels_of: Cal
     return sizes.timed * sizes.batch / (time.monotonic() - began)
 
 
-def look(pool: Pool, sources: np.ndarray, keeper: Keeper) -> None:
+def look(pool: Pool, sources: np.ndarray, output: Path) -> None:
     """Keep a sheet of the first pairs and the nuisances of the first chunk."""
     crops = np.asarray(pool.chunks[0])
     shown = [cv2.resize(crop, (128, 128), interpolation=cv2.INTER_AREA) for crop in crops[:96]]
     shown += [np.zeros((128, 128, 3), np.uint8)] * (-len(shown) % 12)
     lines = [np.concatenate(shown[start : start + 12], axis=1) for start in range(0, len(shown), 12)]
-    cv2.imwrite(str(keeper.folder / "sheet.jpg"), np.concatenate(lines)[..., ::-1])
+    cv2.imwrite(str(output / "sheet.jpg"), np.concatenate(lines)[..., ::-1])
     with ThreadPoolExecutor(8) as threads:
         found = np.array(list(threads.map(nuisances, crops)), np.float32)
     count = len(crops)
-    keeper.arrays(
-        "nuisances",
-        {
-            "values": found,
-            "kinds": pool.kinds[:count],
-            "sources": sources[pool.rows[:count]].astype(str),
-            "rows": pool.rows[:count],
-        },
+    np.savez_compressed(
+        output / "nuisances.npz",
+        values=found,
+        kinds=pool.kinds[:count],
+        sources=sources[pool.rows[:count]].astype(str),
+        rows=pool.rows[:count],
     )
-    keeper.arrays(
-        "pool", {"rows": pool.rows, "kinds": pool.kinds, "targets": pool.targets, "labels": pool.labels}
-    )
+    whole = {"rows": pool.rows, "kinds": pool.kinds, "targets": pool.targets, "labels": pool.labels}
+    np.savez_compressed(output / "pool.npz", **whole)
 
 
-def extra_rows(trainers, each, pool, sources, allowed, sets, keeper, sizes, left) -> None:
+def extra_rows(trainers, each, pool, sources, allowed, sets, output, sizes, left) -> None:
     """Short runs that leave one thing out or add one, with folds 0 and 3 held out."""
     name, folds = "inception", (0, 3)
     if name not in each:
@@ -788,14 +736,7 @@ def extra_rows(trainers, each, pool, sources, allowed, sets, keeper, sizes, left
     trainer, base, kinds = trainers[name], allowed(folds), pool.kinds
     pair_kinds = np.repeat(kinds[1::2], 2)
     plain = jax.jit(plain_pixels)
-    patch_starts = [(row, column) for row in (0, 1) for column in (0, 1)]
-
-    def patch(pixels, start):
-        side = pixels.shape[1] // 2
-        starts = jnp.tile(jnp.array(start)[None] * side, (pixels.shape[0], 1))
-        return windows(pixels, starts, side)
-
-    patches = [jax.jit(lambda x, start=start: patch(x, start)) for start in patch_starts]
+    patches = [jax.jit(lambda x, at=corner: quarters(x, jnp.full(len(x), at))) for corner in range(4)]
     rows = {
         "baseline": (base, plain, None, [None]),
         "without twins": (base & (pair_kinds != TWIN), plain, None, [None]),
@@ -815,7 +756,7 @@ def extra_rows(trainers, each, pool, sources, allowed, sets, keeper, sizes, left
             average = train(trainer, pool, draw, steps, PEAKS[name], pixels_of, targets)
             parts = [judge(trainer, average, sets, change, (False,)) for change in changes]
             logits = {key: np.mean([part[key] for part in parts], axis=0) for key in parts[0]}
-            keeper.arrays(f"row_{label.replace(' ', '_')}", logits)
+            np.savez_compressed(output / f"row_{label.replace(' ', '_')}.npz", **logits)
             say(f"row {label}: {summary(logits, sets, folds)}")
         except Exception:
             say(f"row {label}:\n{traceback.format_exc()}")

@@ -4,8 +4,8 @@
 
 The data are those of ``training.read_sources`` for the run ``wide_inception``. Batch normalisation stays
 frozen and is folded into the convolutions, which run in bfloat16 (``plain``); the stem is not trained. A run
-saves its state every few minutes and resumes from it. A long run forgets some of
-DFDC: then take a share of the way (:func:`between`; Wortsman et al. 2022), chosen on validation rows.
+saves its state every few minutes and resumes from it. A long run forgets some of DFDC: then take a share of
+the way (:func:`networks.between`; Wortsman et al. 2022), chosen on validation rows.
 """
 
 import argparse
@@ -24,6 +24,7 @@ from kaggle_utils.datasets.dfdc import REAL
 from kaggle_utils.kaggle import paths
 
 from .data import Faces
+from .networks import between
 from .pairs import FacePairs
 from .plain import PlainNetwork
 from .training import RUNS, read_sources
@@ -86,12 +87,6 @@ def fine_tune(
     save()
     network.eval()
     return losses
-
-
-def between(start: list[np.ndarray], end: list[np.ndarray], share: float) -> list[np.ndarray]:
-    """Weights ``share`` of the way from ``start`` to ``end``; over 1 goes beyond."""
-    both = zip(start, end, strict=True)
-    return [(first + share * (last - first)).astype(first.dtype) for first, last in both]
 
 
 def rebuilder(network, side: int):
