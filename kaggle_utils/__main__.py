@@ -267,6 +267,7 @@ def run_report(options: argparse.Namespace) -> None:
     if not options.source.is_file():
         raise FileNotFoundError(f"{options.source}: expected a clip or a folder")
     output = options.output or disk.fitting(paths.working_folder() / f"{options.source.stem}.html")
+    output.parent.mkdir(parents=True, exist_ok=True)  # before the work, not after it
     print("loading the networks", file=sys.stderr)
     detector = Detector.load(options.models, prior=options.prior)
     found = write_report(options.source, output, detector, lambda stage: print(stage, file=sys.stderr))
