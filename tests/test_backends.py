@@ -17,7 +17,7 @@ from kaggle_utils.kaggle import paths
 from kaggle_utils.media import sound
 
 # P(fake) that the shipped weights, named by their fingerprint, give to `drawn_crops` and `drawn_voice`
-KNOWN = {"fingerprint": "e7d9f20b243af379", "crops": [0.9093, 0.6245], "voice": 0.614}
+KNOWN = {"fingerprint": "83a8fa85d8746932", "crops": [0.9093, 0.6245], "voice": 0.614}
 
 SCORE = """
 import json, sys
