@@ -32,7 +32,7 @@ def quality_note(person: FaceCrops) -> str | None:
         return None
     found, reasons = face_quality(person), []
     if found["side_px"] < SMALL_PX:
-        reasons.append(f"the face is {found['side_px']:.0f} px wide, under {SMALL_PX:.0f}")
+        reasons.append(f"the face is {int(found['side_px'])} px wide, under {SMALL_PX:.0f}")
     if found["sharpness"] < BLURRED:
         reasons.append("it is blurred or heavily compressed")
     if found["light"] < DARK:
