@@ -6,9 +6,9 @@ Compilation takes most of the time, once for each number of devices: where minut
 ``--devices 1`` and ``--devices 2`` apart.
 
 The step is that of ``face_training`` (augmentation, network, AdamW with averaged weights). Each number of
-devices is timed
-twice after compilation: with batches as training gathers them, and with one batch over and over, which leaves
-the host nothing to do. ``busy`` is the share of the time in which kernels ran, from ``nvidia-smi``.
+devices is timed twice after compilation: with batches as training gathers them, and with one batch over and
+over, which leaves the host nothing to do. ``busy`` is the share of the time in which kernels ran, from
+``nvidia-smi``.
 """
 
 import argparse

@@ -1,6 +1,7 @@
 """Train and evaluate the shipped weights: ``python -m recipes COMMAND``; ``--help`` lists the commands."""
 
 import argparse
+import hashlib
 import json
 import sys
 from pathlib import Path
@@ -8,6 +9,7 @@ from pathlib import Path
 import pandas as pd
 
 from kaggle_utils import Detector
+from kaggle_utils.detector import checked_digests
 from kaggle_utils.kaggle import paths
 from kaggle_utils.results import save_results
 
@@ -146,7 +148,7 @@ def _fusion_tables(options: argparse.Namespace) -> dict[str, pd.DataFrame]:
     data, members = _research_data(options), outside.read_members(options.models or paths.models_folder())
     tables = {}
     for split in ("validation", "test"):
-        scores = outside.score_dfdc(members, data, split, paths.working_folder() / "face" / f"{split}.csv")
+        scores = outside.score_dfdc(members, data, split, _scores_file(options.models, split))
         tables[split] = scores[~is_unaltered(scores)].rename(columns={"mean": "logit"})
     voices = evaluation.averaged(
         evaluation.judge_folds(data / "voice", options.output or paths.working_folder() / "folds")
@@ -192,7 +194,7 @@ def _face_tables(options: argparse.Namespace) -> dict[str, pd.DataFrame]:
     lines, count = detector.calibration.lines, options.count
     folds = outside.read_folds(models / outside.FOLDS)
     videos = folds.dropna(subset="logit_video").assign(logit=lambda clips: clips["logit_video"])
-    file = (options.output or paths.working_folder() / "face") / f"{options.split}{count or ''}.csv"
+    file = _scores_file(options.models, f"{options.split}{count or ''}", options.output)
     dfdc = outside.score_dfdc(outside.read_members(models), data, options.split, file, count)
     tables = {}
     for name, kind, table in (
@@ -222,6 +224,14 @@ def _face_tables(options: argparse.Namespace) -> dict[str, pd.DataFrame]:
         if kind and options.models is None and count is None:
             save_results(outside.figures(tables[name], kind, options.split, name))
     return tables
+
+
+def _scores_file(models: Path | None, name: str, folder: Path | None = None) -> Path:
+    """Where the scores of the face networks in ``models`` are kept: other weights have another file."""
+    digests = checked_digests(models or paths.models_folder())
+    faces = "".join(digest for file, digest in sorted(digests.items()) if file.startswith("face"))
+    key = hashlib.sha256(faces.encode()).hexdigest()[:8]
+    return (folder or paths.working_folder() / "face") / f"{name}-{key}.csv"
 
 
 def _research_data(options: argparse.Namespace) -> Path:
